@@ -1,0 +1,35 @@
+# `make demo` and `make test` set everything up first: nothing else is needed but Python 3.11.
+PYTHON ?= python3.11
+VENV := .venv
+PY := $(VENV)/bin/python
+DATA := data/arc1-encoder-aug-1000
+
+.PHONY: demo test check bench setup
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11 or set PYTHON=..." >&2; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+$(DATA)/metadata.json: $(VENV)/.installed
+	$(PY) -m dataset.build_arc_dataset --output-dir $(DATA) --subsets training evaluation \
+		--test-set-name evaluation --num-aug 1000 --seed 42
+
+demo: $(VENV)/.installed $(DATA)/metadata.json
+	$(PY) pretrain_etrm.py --config-name cfg_demo
+
+test: $(VENV)/.installed
+	$(PY) -m pytest
+
+check: $(VENV)/.installed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m basedpyright
+	$(PY) -m pytest
+
+bench: $(VENV)/.installed $(DATA)/metadata.json
+	$(PY) -m benchmarks.bench

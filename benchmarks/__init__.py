@@ -1,0 +1,1 @@
+"""Measurements printed as ratios of two things run in turn in one process."""

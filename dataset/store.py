@@ -1,0 +1,244 @@
+"""The compact data set on disk: every grid once, and a table of augmentations.
+
+    metadata.json        sizes, puzzle ids in order, how it was built, SHA-256 of the other two files
+    data.safetensors     the arrays of `PuzzleStore`
+    split_manifest.json  hash of every puzzle and pair, and the training puzzles dropped for overlap
+
+A data set is written to a temporary folder and renamed, so a folder of that name is always complete.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from dataset.augment import augmented_name
+from dataset.grids import Grid
+
+FORMAT_VERSION = 1
+METADATA_FILE = "metadata.json"
+DATA_FILE = "data.safetensors"
+MANIFEST_FILE = "split_manifest.json"
+Split = Literal["train", "test"]
+
+
+class DatasetError(ValueError):
+    """A data set that is missing, incomplete, or not of this program's format."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatasetMetadata(_Record):
+    """What a model needs to know of a data set, and how it was built."""
+
+    format_version: int
+    vocab_size: int
+    seq_len: int
+    num_puzzle_identifiers: int
+    puzzle_ids: tuple[str, ...]
+    puzzle_subsets: tuple[str, ...]
+    puzzle_splits: tuple[Split, ...]
+    build: dict[str, object]
+    sha256: dict[str, str]
+
+
+class ManifestPuzzle(_Record):
+    id: str
+    subset: str
+    split: Split
+    puzzle_hash: str
+    pair_hashes: tuple[str, ...]
+
+
+class DroppedPuzzle(_Record):
+    """A training puzzle left out because it shares pairs with held-out puzzles."""
+
+    id: str
+    subset: str
+    shares_pairs_with: tuple[str, ...]
+
+
+class SplitManifest(_Record):
+    puzzles: tuple[ManifestPuzzle, ...]
+    dropped: tuple[DroppedPuzzle, ...]
+
+
+@dataclass(frozen=True)
+class PuzzleStore:
+    """All puzzles of a data set as flat arrays.
+
+    Pair p has grids 2p (input) and 2p + 1 (output, 0 × 0 where unknown). Puzzle i has the pairs
+    `puzzle_pairs[i]:puzzle_pairs[i + 1]`, demonstrations first, and the augmentations
+    `puzzle_augmentations[i]:puzzle_augmentations[i + 1]`, the identity first. An augmentation's index + 1 is its
+    puzzle identifier (0 is blank).
+    """
+
+    cells: UInt8[np.ndarray, " cells"]
+    grid_starts: Int64[np.ndarray, " grids+1"]
+    grid_shapes: UInt8[np.ndarray, "grids 2"]
+    puzzle_pairs: Int64[np.ndarray, " puzzles+1"]
+    puzzle_demos: Int64[np.ndarray, " puzzles"]
+    puzzle_augmentations: Int64[np.ndarray, " puzzles+1"]
+    dihedral: UInt8[np.ndarray, " augmentations"]
+    colors: UInt8[np.ndarray, "augmentations 10"]
+    metadata: DatasetMetadata
+    manifest: SplitManifest
+
+    def grid(self, index: int) -> Grid:
+        """A grid as it stands in the task, unaugmented."""
+        return self.cells[self.grid_starts[index] : self.grid_starts[index + 1]].reshape(self.grid_shapes[index])
+
+    def puzzles_of(self, split: Split) -> Int64[np.ndarray, " n"]:
+        """Indices of a split's puzzles, in the order of the data set."""
+        return np.flatnonzero(np.array([s == split for s in self.metadata.puzzle_splits], dtype=bool))
+
+    def augmentation_name(self, puzzle: int, augmentation: int) -> str:
+        """`id|||t<k>|||<10 digits>` of an augmentation, by its index in the whole table."""
+        return augmented_name(
+            self.metadata.puzzle_ids[puzzle], int(self.dihedral[augmentation]), self.colors[augmentation]
+        )
+
+
+ARRAY_FIELDS = tuple(f.name for f in fields(PuzzleStore) if f.name not in ("metadata", "manifest"))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_store(
+    folder: Path,
+    arrays: dict[str, np.ndarray],
+    manifest: SplitManifest,
+    build: dict[str, object],
+    vocab_size: int,
+    seq_len: int,
+) -> None:
+    """Write a data set, all or nothing. A data set that stands there already is replaced.
+
+    Raises:
+        DatasetError: the folder holds something else.
+    """
+    check_output_folder(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.parent / f".{folder.name}.tmp-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        save_file({name: np.ascontiguousarray(arrays[name]) for name in ARRAY_FIELDS}, temporary / DATA_FILE)
+        (temporary / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1))
+        metadata = DatasetMetadata(
+            format_version=FORMAT_VERSION,
+            vocab_size=vocab_size,
+            seq_len=seq_len,
+            num_puzzle_identifiers=1 + len(arrays["dihedral"]),
+            puzzle_ids=tuple(p.id for p in manifest.puzzles),
+            puzzle_subsets=tuple(p.subset for p in manifest.puzzles),
+            puzzle_splits=tuple(p.split for p in manifest.puzzles),
+            build=build,
+            sha256={name: _sha256(temporary / name) for name in (DATA_FILE, MANIFEST_FILE)},
+        )
+        (temporary / METADATA_FILE).write_text(metadata.model_dump_json(indent=1))
+        replaced = folder.parent / f".{folder.name}.old-{os.getpid()}"
+        if folder.exists():
+            folder.rename(replaced)
+        temporary.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_output_folder(folder: Path) -> None:
+    """Refuse to replace a folder that is not a data set."""
+    if folder.is_dir() and (not any(folder.iterdir()) or (folder / METADATA_FILE).exists()):
+        return
+    if folder.exists():
+        raise DatasetError(f"{folder}: exists and is not a data set; choose another --output-dir or move it away")
+
+
+def load_store(folder: str | Path) -> PuzzleStore:
+    """A data set from its folder, its files checked against their hashes.
+
+    Raises:
+        DatasetError: missing, of another format, incomplete or damaged; the message says how to build it.
+    """
+    folder = Path(folder)
+    rebuild = f"build it with: python -m dataset.build_arc_dataset --output-dir {folder} ..."
+    path = folder / METADATA_FILE
+    if not path.exists():
+        raise DatasetError(f"{folder}: no data set there ({path.name} is missing); {rebuild}")
+    try:
+        raw = json.loads(path.read_text())
+        version = raw.get("format_version") if isinstance(raw, dict) else None
+        if version != FORMAT_VERSION:
+            raise DatasetError(f"{folder}: stale data set, format {version} instead of {FORMAT_VERSION}; {rebuild}")
+        metadata = DatasetMetadata.model_validate_json(path.read_text())
+        for name, expected in metadata.sha256.items():
+            if _sha256(folder / name) != expected:
+                raise DatasetError(f"{folder / name}: does not match its hash in {METADATA_FILE}; {rebuild}")
+        arrays = load_file(folder / DATA_FILE)
+        manifest = SplitManifest.model_validate_json((folder / MANIFEST_FILE).read_text())
+        return PuzzleStore(**{name: arrays[name] for name in ARRAY_FIELDS}, metadata=metadata, manifest=manifest)
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, ValidationError, SafetensorError, KeyError) as error:
+        raise DatasetError(f"{folder}: damaged or incomplete data set ({error}); {rebuild}") from error
+
+
+def _starts(parts: list[np.ndarray]) -> np.ndarray:
+    """Concatenate tables of start positions, each of which begins at 0."""
+    joined = [parts[0]]
+    for part in parts[1:]:
+        joined.append(part[1:] + joined[-1][-1])
+    return np.concatenate(joined)
+
+
+def load_stores(folders: list[str] | tuple[str, ...]) -> PuzzleStore:
+    """One or several data sets as one.
+
+    Raises:
+        DatasetError: see `load_store`; also when two of them hold the same puzzle id.
+    """
+    if not folders:
+        raise DatasetError("data_paths is empty: name at least one data set")
+    stores = [load_store(folder) for folder in folders]
+    if len(stores) == 1:
+        return stores[0]
+    seen: dict[str, str] = {}
+    for folder, store in zip(folders, stores, strict=True):
+        for puzzle_id in store.metadata.puzzle_ids:
+            if puzzle_id in seen:
+                raise DatasetError(f"puzzle '{puzzle_id}' is in both {seen[puzzle_id]} and {folder}")
+            seen[puzzle_id] = str(folder)
+    arrays = {}
+    for name in ARRAY_FIELDS:
+        parts = [getattr(store, name) for store in stores]
+        is_starts = name in ("grid_starts", "puzzle_pairs", "puzzle_augmentations")
+        arrays[name] = _starts(parts) if is_starts else np.concatenate(parts)
+    metadatas = [store.metadata for store in stores]
+    metadata = DatasetMetadata(
+        format_version=FORMAT_VERSION,
+        vocab_size=metadatas[0].vocab_size,
+        seq_len=metadatas[0].seq_len,
+        num_puzzle_identifiers=1 + len(arrays["dihedral"]),
+        puzzle_ids=sum((m.puzzle_ids for m in metadatas), ()),
+        puzzle_subsets=sum((m.puzzle_subsets for m in metadatas), ()),
+        puzzle_splits=sum((m.puzzle_splits for m in metadatas), ()),
+        build={str(folder): m.build for folder, m in zip(folders, metadatas, strict=True)},
+        sha256={f"{folder}/{k}": v for folder, m in zip(folders, metadatas, strict=True) for k, v in m.sha256.items()},
+    )
+    manifests = [store.manifest for store in stores]
+    manifest = SplitManifest(
+        puzzles=sum((m.puzzles for m in manifests), ()), dropped=sum((m.dropped for m in manifests), ())
+    )
+    return PuzzleStore(**arrays, metadata=metadata, manifest=manifest)

@@ -1,0 +1,1 @@
+"""Voting over augmented versions of a puzzle, and reading grids back from tokens."""

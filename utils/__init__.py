@@ -1,0 +1,1 @@
+"""What drives a run: training loop, evaluation, optimizer, checkpoints, logs, reports."""
