@@ -1,0 +1,32 @@
+"""Models by name. `create_model` resolves `arch.name` through an explicit registry, never by import."""
+
+from collections.abc import Callable
+from typing import Any
+
+from dataset.grids import SEQ_LEN, VOCAB_SIZE
+from models.act import RecursiveReasoner
+from models.recursive_reasoning.etrm import TRMWithEncoder
+
+MODELS: dict[str, Callable[[Any], RecursiveReasoner]] = {
+    "recursive_reasoning.etrm@TRMWithEncoder": TRMWithEncoder,
+}
+
+
+def create_model(config: Any, metadata: Any) -> RecursiveReasoner:
+    """The model named by `config.name`.
+
+    Args:
+        config: a validated `arch` config.
+        metadata: the data set's (`vocab_size`, `seq_len`, `num_puzzle_identifiers`).
+
+    Raises:
+        ValueError: an unknown name, or a data set of another vocabulary or sequence length.
+    """
+    if config.name not in MODELS:
+        raise ValueError(f"arch.name '{config.name}' is not one of {', '.join(MODELS)}")
+    if (metadata.vocab_size, metadata.seq_len) != (VOCAB_SIZE, SEQ_LEN):
+        raise ValueError(
+            f"the data set has {metadata.vocab_size} tokens and {metadata.seq_len} cells; "
+            f"models read {VOCAB_SIZE} and {SEQ_LEN}"
+        )
+    return MODELS[config.name](config)

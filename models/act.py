@@ -1,0 +1,145 @@
+"""Adaptive computation time: halting, the replacement of halted samples, and the step that all models share.
+
+Deep supervision with truncated backpropagation: one ACT step for each batch, the carry lives on across batches, and
+gradients stay inside the step. A model differs from another only in how it comes by its context.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from models.canvas import full_canvas, task_canvas
+
+Batch = dict[str, Tensor]
+# Optional key of a batch: (B, 2) uniform numbers that decide on exploration; drawn from torch's generator if absent.
+EXPLORATION_KEY = "exploration_draws"
+
+
+def exploration_draws(seed: int, step: int, global_batch_size: int, slots: slice) -> Float[Tensor, "slots 2"]:
+    """Uniform numbers in [0, 1) keyed by (seed, step, global slot), the same for any number of ranks."""
+    rng = np.random.Generator(np.random.Philox(key=np.array([seed, step], dtype=np.uint64)))
+    return torch.from_numpy(rng.random((global_batch_size, 2), dtype=np.float32)[slots])
+
+
+def decide_halting(
+    steps: Int[Tensor, " batch"],
+    q_halt_logits: Float[Tensor, " batch"],
+    draws: Float[Tensor, "batch 2"],
+    halt_max_steps: int,
+    exploration_prob: float,
+) -> Bool[Tensor, " batch"]:
+    """Which samples halt after this step, in training.
+
+    A sample halts when its q_halt logit is positive or at `halt_max_steps`; with probability `exploration_prob`, drawn
+    afresh at each step, it must have reached a random minimum of 2..`halt_max_steps` steps.
+    """
+    halted = (q_halt_logits > 0) | (steps >= halt_max_steps)
+    if halt_max_steps == 1:
+        return halted
+    minimum = 2 + torch.floor(draws[:, 1] * (halt_max_steps - 1)).to(steps.dtype)
+    return halted & ((draws[:, 0] >= exploration_prob) | (steps >= minimum))
+
+
+def where_halted(halted: Bool[Tensor, " batch"], fresh: Tensor, current: Tensor) -> Tensor:
+    """For each sample `fresh` if it has halted, else `current`; `fresh` broadcasts."""
+    return torch.where(halted.view(-1, *[1] * (current.dim() - 1)), fresh, current)
+
+
+class RecursiveReasoner(nn.Module, ABC):
+    """A context provider and a recursive decoder (`inner`) under ACT.
+
+    `forward(carry, batch)` is one ACT step for every sample and returns (new carry, outputs); outputs are `logits`
+    (B, 900, vocab) float32, `q_halt_logits`, `q_continue_logits` (B), `context` (B, T, hidden, detached), `kl_loss`
+    (B). In training a sample that has halted is replaced by the batch's; in evaluation all samples take
+    `halt_max_steps` steps (`rollout`).
+    """
+
+    inner: nn.Module
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def initial_carry(self, batch: Batch) -> Any:
+        """A carry in which every sample has halted, so that the first step takes all of `batch`."""
+
+    @abstractmethod
+    def encode(self, data: Batch) -> Any:
+        """What the context needs and the carry does not change: computed once a sample in evaluation."""
+
+    @abstractmethod
+    def advance_context(self, carry: Any, encoding: Any) -> tuple[Any, dict[str, Any], dict[str, Tensor]]:
+        """This step's `EncoderOutput` (attached to the graph), the carry's fields that change, and diagnostics."""
+
+    def active_cells(self, data: Batch, canvas: str | None = None) -> Bool[Tensor, "batch 900"]:
+        """The cells that the decoder computes. Labels take part in training only, where they may enlarge the canvas."""
+        if (canvas or self.config.canvas) == "full":
+            return full_canvas(data["inputs"])
+        return task_canvas(data, include_labels=self.training)
+
+    def forward(self, carry: Any, batch: Batch) -> tuple[Any, dict[str, Tensor]]:
+        if self.training:
+            return self._forward_train(carry, batch)
+        data = self._current_data(carry, batch)
+        return self._act_step(carry, data, self.encode(data), self.active_cells(data), None)
+
+    def _forward_train(self, carry: Any, batch: Batch) -> tuple[Any, dict[str, Tensor]]:
+        """One ACT step: replace what has halted, read the demonstrations, reason, decide on halting."""
+        draws = batch.get(EXPLORATION_KEY)
+        if draws is None:
+            draws = torch.rand(len(carry.steps), 2, device=carry.steps.device)
+        data = self._current_data(carry, batch)
+        return self._act_step(carry, data, self.encode(data), self.active_cells(data), draws)
+
+    @staticmethod
+    def _current_data(carry: Any, batch: Batch) -> Batch:
+        return {key: where_halted(carry.halted, batch[key], current) for key, current in carry.current_data.items()}
+
+    def _act_step(
+        self, carry: Any, data: Batch, encoding: Any, active: Bool[Tensor, "batch 900"], draws: Tensor | None
+    ) -> tuple[Any, dict[str, Tensor]]:
+        context, changed, diagnostics = self.advance_context(carry, encoding)
+        inner_carry = self.inner.reset_carry(carry.halted, carry.inner_carry)
+        inner_carry, logits, (q_halt, q_continue) = self.inner(inner_carry, data, context, active)
+        with torch.no_grad():
+            steps = torch.where(carry.halted, 0, carry.steps) + 1
+            limit = self.config.halt_max_steps
+            if draws is None:
+                halted = steps >= limit
+            else:
+                halted = decide_halting(steps, q_halt, draws, limit, self.config.halt_exploration_prob)
+        carry = replace(carry, inner_carry=inner_carry, steps=steps, halted=halted, current_data=data, **changed)
+        outputs = {
+            "logits": logits,
+            "q_halt_logits": q_halt,
+            "q_continue_logits": q_continue,
+            "context": context.context.detach(),
+            "kl_loss": context.kl_loss,
+            **diagnostics,
+        }
+        return carry, outputs
+
+    @torch.no_grad()
+    def rollout(self, batch: Batch, canvas: str | None = None) -> Iterator[dict[str, Tensor]]:
+        """The outputs of each of the `halt_max_steps` ACT steps in evaluation; demonstrations are encoded once.
+
+        Args:
+            canvas: "full" overrides `arch.canvas`.
+
+        Raises:
+            RuntimeError: the model is in training mode.
+        """
+        if self.training:
+            raise RuntimeError("rollout is for evaluation: call model.eval() first")
+        carry = self.initial_carry(batch)
+        encoding, active = self.encode(carry.current_data), self.active_cells(carry.current_data, canvas)
+        for _ in range(self.config.halt_max_steps):
+            carry, outputs = self._act_step(carry, carry.current_data, encoding, active, None)
+            yield outputs

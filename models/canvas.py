@@ -1,0 +1,69 @@
+"""The task canvas: the cells that a task can need, from its demonstrations and query input alone.
+
+Rows = the most of the query input's rows, all demonstrations' rows and, where output/input height has one constant
+ratio in all demonstrations, that ratio × the query's rows; columns alike; one more for the EOS border, at most 30, at
+the query's offset. Evaluation never looks at a label. Training may let a label enlarge the canvas.
+"""
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from dataset.grids import CANVAS_SIDE, COLOR_OFFSET, SEQ_LEN
+
+Batch = dict[str, Tensor]
+
+
+def full_canvas(inputs: Tensor) -> Bool[Tensor, "batch 900"]:
+    """All cells."""
+    return torch.ones(len(inputs), SEQ_LEN, dtype=torch.bool, device=inputs.device)
+
+
+def _extents(tokens: Int[Tensor, "*shape 900"]) -> tuple[Int[Tensor, "*shape 2"], Int[Tensor, "*shape 2"]]:
+    """First row and column of each grid, and one past its last (0 and 0 where there is no grid)."""
+    is_cell = tokens.unflatten(-1, (CANVAS_SIDE, CANVAS_SIDE)) >= COLOR_OFFSET
+    along = torch.stack([is_cell.any(-1), is_cell.any(-2)], dim=-2)  # (..., 2, 30)
+    index = torch.arange(CANVAS_SIDE, device=tokens.device)
+    first = torch.where(along, index, CANVAS_SIDE).amin(-1)
+    end = torch.where(along, index + 1, 0).amax(-1)
+    return torch.where(end > 0, first, 0), end
+
+
+def task_canvas_bounds(batch: Batch, *, include_labels: bool) -> tuple[Int[Tensor, "batch 2"], Int[Tensor, "batch 2"]]:
+    """The canvas of each sample: first row and column, and one past the last.
+
+    Args:
+        batch: `demo_inputs`, `demo_labels` (B, K, 900), `demo_mask` (B, K), `inputs` (B, 900); `labels` are read only
+            with `include_labels`.
+    """
+    shown = batch["demo_mask"][..., None]
+    sizes = []
+    for key in ("demo_inputs", "demo_labels"):
+        first, end = _extents(batch[key])
+        sizes.append(torch.where(shown, end - first, 0))
+    demo_in, demo_out = sizes  # (b, k, 2)
+    start, end = _extents(batch["inputs"])
+    query = end - start
+
+    # One constant ratio out/in: out_i · in_j = out_j · in_i against the pair with the largest input.
+    widest = demo_in.argmax(dim=1, keepdim=True)
+    ratio_in, ratio_out = demo_in.gather(1, widest), demo_out.gather(1, widest)
+    is_constant = (demo_out * ratio_in == ratio_out * demo_in).all(dim=1)
+    ratio_in, ratio_out = ratio_in.squeeze(1), ratio_out.squeeze(1)
+    scaled = (query * ratio_out + ratio_in - 1) // ratio_in.clamp(min=1)
+    size = torch.maximum(query, torch.maximum(demo_in.amax(1), demo_out.amax(1)))
+    size = torch.maximum(size, torch.where(is_constant & (ratio_in > 0), scaled, 0))
+    canvas_end = start + size + 1
+    if include_labels:
+        label_start, label_end = _extents(batch["labels"])
+        start = torch.where(label_end > 0, torch.minimum(start, label_start), start)
+        canvas_end = torch.maximum(canvas_end, torch.where(label_end > 0, label_end + 1, 0))
+    return start, canvas_end.clamp(max=CANVAS_SIDE)
+
+
+def task_canvas(batch: Batch, *, include_labels: bool) -> Bool[Tensor, "batch 900"]:
+    """The cells of each sample's task canvas; see `task_canvas_bounds`."""
+    start, end = task_canvas_bounds(batch, include_labels=include_labels)
+    index = torch.arange(CANVAS_SIDE, device=start.device)
+    inside = (index >= start[..., None]) & (index < end[..., None])  # (b, 2, 30)
+    return (inside[:, 0, :, None] & inside[:, 1, None, :]).flatten(1)

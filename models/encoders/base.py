@@ -1,0 +1,83 @@
+"""What an encoder returns, and the one registry of encoders.
+
+An encoder reads `demo_inputs`, `demo_labels` (B, K, 900) and `demo_mask` (B, K) and gives T context tokens. A new
+encoder is one file and one line in `ENCODERS`.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from models.layers import uses_varlen_kernel
+
+
+@dataclass(frozen=True)
+class EncoderOutput:
+    """Context for the decoder.
+
+    Attributes:
+        context: (B, T, hidden), attached to the graph in training.
+        mask: which context tokens are valid; the decoder needs a first one.
+        positions: rotary position of each context token in the decoder.
+        kl_loss: KL divergence of each sample, zeros for a deterministic encoder.
+    """
+
+    context: Float[Tensor, "batch tokens hidden"]
+    mask: Bool[Tensor, "batch tokens"]
+    positions: Int[Tensor, "batch tokens"]
+    kl_loss: Float[Tensor, " batch"]
+
+
+def fixed_length_output(
+    context: Float[Tensor, "batch tokens hidden"], kl_loss: Float[Tensor, " batch"] | None = None
+) -> EncoderOutput:
+    """An `EncoderOutput` whose tokens are all valid and stand at positions 0..T-1."""
+    batch, tokens = context.shape[:2]
+    return EncoderOutput(
+        context=context,
+        mask=torch.ones(batch, tokens, dtype=torch.bool, device=context.device),
+        positions=torch.arange(tokens, device=context.device).expand(batch, tokens),
+        kl_loss=context.new_zeros(batch, dtype=torch.float32) if kl_loss is None else kl_loss,
+    )
+
+
+def forward_dtype(config: Any) -> torch.dtype:
+    """The dtype that activations are computed in (`arch.forward_dtype`)."""
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[config.forward_dtype]
+
+
+def packs_by_view(device: torch.device, dtype: torch.dtype) -> bool:
+    """How `models.packing.pack` arranges rows for attention on this device."""
+    return not uses_varlen_kernel(device, dtype)
+
+
+class DemoEncoder(nn.Module, ABC):
+    """An encoder whose context depends on the demonstrations alone."""
+
+    @abstractmethod
+    def forward(
+        self,
+        demo_inputs: Int[Tensor, "batch demos 900"],
+        demo_labels: Int[Tensor, "batch demos 900"],
+        demo_mask: Bool[Tensor, "batch demos"],
+    ) -> EncoderOutput: ...
+
+
+def create_encoder(config: Any) -> DemoEncoder:
+    """The encoder named by `config.encoder_type`.
+
+    Args:
+        config: a validated `arch` config.
+
+    Raises:
+        ValueError: no encoder of that name.
+    """
+    from models.encoders import ENCODERS
+
+    if config.encoder_type not in ENCODERS:
+        raise ValueError(f"arch.encoder_type '{config.encoder_type}' is not one of {', '.join(ENCODERS)}")
+    return ENCODERS[config.encoder_type](config)

@@ -1,0 +1,296 @@
+"""Blocks shared by every encoder and decoder, all on packed tokens: (tokens, hidden), sequences one after another.
+
+    n tokens   s sequences   l positions of a padded sequence   h heads   d head width
+
+`attend` is the one attention of the project; `models/packing.py` says which rows belong to which sequence.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+
+from models.packing import Packing, Run, length_runs
+
+RMS_EPS = 1e-5
+ROPE_THETA = 10000.0
+# The standard deviation that remains of a unit normal after truncation at ±2.
+TRUNCATED_STD = 0.8796256610342398
+
+
+def trunc_normal_(tensor: Tensor, std: float) -> Tensor:
+    """Fill with a normal truncated at ±2σ whose standard deviation after truncation is really `std`."""
+    sigma = std / TRUNCATED_STD
+    return nn.init.trunc_normal_(tensor, std=sigma, a=-2 * sigma, b=2 * sigma)
+
+
+class Linear(nn.Linear):
+    """A linear map with float32 weights, computed in the dtype of its input; weight std 1/√fan_in, bias 0."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = False):
+        super().__init__(in_features, out_features, bias=bias)
+
+    def reset_parameters(self) -> None:
+        trunc_normal_(self.weight, self.in_features**-0.5)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return F.linear(input, self.weight.to(input.dtype), bias)
+
+
+class TokenEmbedding(nn.Module):
+    """Token embeddings of std 1/√hidden, to be multiplied by √hidden where they enter a network."""
+
+    def __init__(self, vocab_size: int, hidden_size: int):
+        super().__init__()
+        self.embedding_weight = nn.Parameter(trunc_normal_(torch.empty(vocab_size, hidden_size), hidden_size**-0.5))
+
+    def forward(self, tokens: Int[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape hidden"]:
+        return F.embedding(tokens, self.embedding_weight.to(dtype))
+
+
+def rms_norm(x: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape width"]:
+    """Root-mean-square norm over the last dimension, eps 1e-5, without weights, in the dtype of `x`."""
+    return F.rms_norm(x, (x.shape[-1],), eps=RMS_EPS)
+
+
+class RotaryTable(nn.Module):
+    """Cosines and sines of the rotary positions 0..max_positions-1 (rotate-half form, theta 10000)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, head_dim: int, max_positions: int):
+        super().__init__()
+        frequencies = ROPE_THETA ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+        angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), frequencies)
+        angles = torch.cat([angles, angles], dim=-1)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def forward(self, positions: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n 1 d"], Float[Tensor, "n 1 d"]]:
+        return self.cos[positions].unsqueeze(-2), self.sin[positions].unsqueeze(-2)
+
+
+Rotary = tuple[Tensor, Tensor]
+
+
+def apply_rotary(x: Float[Tensor, "n ... d"], rotary: Rotary) -> Float[Tensor, "n ... d"]:
+    """Turn each pair (i, i + d/2) of the last dimension by its position's angles."""
+    cos, sin = rotary
+    if x.dim() == 4:  # queries and keys at once
+        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    first, second = x.chunk(2, dim=-1)
+    half_turned = torch.cat([-second, first], dim=-1)
+    return (x * cos + half_turned * sin).to(x.dtype)
+
+
+def uses_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether attention runs in the packed CUDA kernel (half precision on CUDA); elsewhere it runs in padded groups."""
+    return device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+
+
+def _attend_runs(
+    q: Float[Tensor, "nq h d"], k: Float[Tensor, "nk h d"], v: Float[Tensor, "nk h d"], runs: tuple[Run, ...]
+) -> Float[Tensor, "nq h d"]:
+    """Attention where sequences of one extent stand next to each other: each run is a padded batch by view."""
+    q_sizes, k_sizes = [run.q_size for run in runs], [run.k_size for run in runs]
+    outputs = []
+    for run, *parts in zip(runs, q.split(q_sizes), k.split(k_sizes), v.split(k_sizes), strict=True):
+        queries, keys, values = (rearrange(part, "(b l) h d -> b h l d", b=run.count) for part in parts)
+        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=run.key_mask)
+        outputs.append(rearrange(out, "b h l d -> (b l) h d"))
+    return torch.cat(outputs) if len(outputs) != 1 else outputs[0]
+
+
+def attend(
+    q: Float[Tensor, "nq h d"],
+    k: Float[Tensor, "nk h d"],
+    v: Float[Tensor, "nk h d"],
+    cu_q: Int[Tensor, " s+1"],
+    cu_k: Int[Tensor, " s+1"],
+    max_q: int,
+    max_k: int,
+    *,
+    runs: tuple[Run, ...] | None = None,
+) -> Float[Tensor, "nq h d"]:
+    """Scaled dot-product attention within each of s packed sequences, without causal mask.
+
+    Sequence i has the queries `cu_q[i]:cu_q[i + 1]` and the keys `cu_k[i]:cu_k[i + 1]`; a query whose sequence has
+    no key gets zeros. On CUDA in half precision this is one packed kernel. Elsewhere sequences of similar length are
+    gathered into padded batches; `runs` says that the rows are arranged so already (`Packing.runs`), which saves
+    gather and scatter.
+
+    Args:
+        cu_q, cu_k: int32 starts of the sequences, and the end of the last.
+        max_q, max_k: upper bounds of the lengths.
+    """
+    if runs is not None:
+        return _attend_runs(q, k, v, runs)
+    if uses_varlen_kernel(q.device, q.dtype):
+        out = varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k)
+        assert isinstance(out, Tensor)
+        return torch.where((cu_k.diff() > 0).repeat_interleave(cu_q.diff(), output_size=len(q))[:, None, None], out, 0)
+    if len(q) == 0:
+        return q
+    plan = length_runs(cu_q, cu_k)
+    out = _attend_runs(q[plan.q_index], k[plan.k_index], v[plan.k_index], plan.runs) if plan.runs else q[:0]
+    return torch.zeros_like(q).index_copy(0, plan.q_index[plan.q_valid], out[plan.q_valid])
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over packed sequences, rotary positions, fused projection in the order q, k, v."""
+
+    def __init__(self, hidden_size: int, num_heads: int, qk_norm: bool = False):
+        super().__init__()
+        self.num_heads, self.qk_norm = num_heads, qk_norm
+        self.qkv_proj = Linear(hidden_size, 3 * hidden_size)
+        self.o_proj = Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary) -> Float[Tensor, "n hidden"]:
+        qkv = rearrange(self.qkv_proj(x), "n (three h d) -> n three h d", three=3, h=self.num_heads)
+        qk, v = qkv.split([2, 1], dim=1)
+        if self.qk_norm:
+            qk = rms_norm(qk)
+        q, k = apply_rotary(qk, rotary).unbind(1)
+        cu, longest = packing.cu_seqlens, packing.max_seqlen
+        out = attend(q, k, v.squeeze(1), cu, cu, longest, longest, runs=packing.runs)
+        return self.o_proj(rearrange(out, "n h d -> n (h d)"))
+
+
+class CrossAttention(nn.Module):
+    """Queries of one set of packed sequences attend to the tokens of another; no positions."""
+
+    def __init__(self, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_proj = Linear(hidden_size, hidden_size)
+        self.kv_proj = Linear(hidden_size, 2 * hidden_size)
+        self.o_proj = Linear(hidden_size, hidden_size)
+
+    def forward(
+        self,
+        x: Float[Tensor, "nq hidden"],
+        memory: Float[Tensor, "nk hidden"],
+        cu_q: Int[Tensor, " s+1"],
+        cu_k: Int[Tensor, " s+1"],
+        max_q: int,
+        max_k: int,
+    ) -> Float[Tensor, "nq hidden"]:
+        q = rearrange(self.q_proj(x), "n (h d) -> n h d", h=self.num_heads)
+        k, v = rearrange(self.kv_proj(memory), "n (two h d) -> two n h d", two=2, h=self.num_heads)
+        out = attend(q, k, v, cu_q, cu_k, max_q, max_k)
+        return self.o_proj(rearrange(out, "n h d -> n (h d)"))
+
+
+def swiglu_width(width: int, expansion: float) -> int:
+    """Inner width of SwiGLU: expansion · width · 2/3, rounded up to a multiple of 256."""
+    return math.ceil(round(expansion * width * 2 / 3) / 256) * 256
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) · up(x)), fused projection in the order gate, up."""
+
+    def __init__(self, width: int, expansion: float):
+        super().__init__()
+        inner = swiglu_width(width, expansion)
+        self.gate_up_proj = Linear(width, 2 * inner)
+        self.down_proj = Linear(inner, width)
+
+    def forward(self, x: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a residual branch."""
+
+    def __init__(self, hidden_size: int, init: float):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((hidden_size,), init))
+
+    def forward(self, x: Float[Tensor, "n hidden"]) -> Float[Tensor, "n hidden"]:
+        return x * self.scale.to(x.dtype)
+
+
+class Residual(nn.Module):
+    """x + branch with RMS norm after the sum (`post`) or before the branch (`pre`), and optional layer scale."""
+
+    def __init__(self, hidden_size: int, norm_style: str = "post", layer_scale_init: float | None = None):
+        super().__init__()
+        self.is_pre = norm_style == "pre"
+        self.layer_scale = nn.Identity() if layer_scale_init is None else LayerScale(hidden_size, layer_scale_init)
+
+    def before(self, x: Tensor) -> Tensor:
+        """What the branch reads."""
+        return rms_norm(x) if self.is_pre else x
+
+    def after(self, x: Tensor, branch: Tensor) -> Tensor:
+        """What the block goes on with."""
+        total = x + self.layer_scale(branch)
+        return total if self.is_pre else rms_norm(total)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention and SwiGLU, each a residual branch."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        expansion: float,
+        norm_style: str = "post",
+        layer_scale_init: float | None = None,
+        qk_norm: bool = False,
+    ):
+        super().__init__()
+        self.self_attn = SelfAttention(hidden_size, num_heads, qk_norm)
+        self.mlp = SwiGLU(hidden_size, expansion)
+        self.attn_residual = Residual(hidden_size, norm_style, layer_scale_init)
+        self.mlp_residual = Residual(hidden_size, norm_style, layer_scale_init)
+
+    def forward(self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary) -> Float[Tensor, "n hidden"]:
+        x = self.attn_residual.after(x, self.self_attn(self.attn_residual.before(x), packing, rotary))
+        return self.mlp_residual.after(x, self.mlp(self.mlp_residual.before(x)))
+
+
+class MixerBlock(nn.Module):
+    """The block without attention (`mlp_t`): a SwiGLU over positions in its place; every sequence must be complete."""
+
+    def __init__(self, hidden_size: int, sequence_length: int, expansion: float):
+        super().__init__()
+        self.sequence_length = sequence_length
+        self.mlp_t = SwiGLU(sequence_length, expansion)
+        self.mlp = SwiGLU(hidden_size, expansion)
+
+    def forward(self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary) -> Float[Tensor, "n hidden"]:
+        by_channel = rearrange(x, "(s l) c -> s c l", l=self.sequence_length)
+        x = rms_norm(x + rearrange(self.mlp_t(by_channel), "s c l -> (s l) c"))
+        return rms_norm(x + self.mlp(x))
+
+
+class CrossBlock(nn.Module):
+    """Cross-attention and SwiGLU, each a post-norm residual branch."""
+
+    def __init__(self, hidden_size: int, num_heads: int, expansion: float):
+        super().__init__()
+        self.cross_attn = CrossAttention(hidden_size, num_heads)
+        self.mlp = SwiGLU(hidden_size, expansion)
+
+    def forward(
+        self,
+        x: Float[Tensor, "nq hidden"],
+        memory: Float[Tensor, "nk hidden"],
+        cu_q: Int[Tensor, " s+1"],
+        cu_k: Int[Tensor, " s+1"],
+        max_q: int,
+        max_k: int,
+    ) -> Float[Tensor, "nq hidden"]:
+        x = rms_norm(x + self.cross_attn(x, memory, cu_q, cu_k, max_q, max_k))
+        return rms_norm(x + self.mlp(x))

@@ -1,0 +1,138 @@
+"""Losses and training metrics: token cross-entropy, halting, KL."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from dataset.grids import PAD
+from models.act import Batch, RecursiveReasoner
+
+Q_HALT_WEIGHT = 0.5
+
+
+def valid_labels(labels: Int[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+    """Positions that carry loss: neither PAD nor IGNORE_LABEL_ID."""
+    return labels > PAD
+
+
+def stablemax_cross_entropy(
+    logits: Float[Tensor, "*shape vocab"], labels: Int[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """-log of s(x_label) / Σ s(x), with s(x) = x + 1 for x ≥ 0 and 1 / (1 - x) for x < 0, in float64.
+
+    Zero where the label is PAD or IGNORE_LABEL_ID. Source: "Grokking at the Edge of Numerical Stability",
+    arXiv 2501.04697.
+    """
+    x = logits.double()
+    scores = torch.where(x < 0, 1 / (1 - x.clamp(max=0)), x.clamp(min=0) + 1)
+    log_probabilities = torch.log(scores) - torch.log(scores.sum(-1, keepdim=True))
+    return _pick(log_probabilities, labels)
+
+
+def softmax_cross_entropy(
+    logits: Float[Tensor, "*shape vocab"], labels: Int[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """The usual cross-entropy in float32; zero where the label is PAD or IGNORE_LABEL_ID."""
+    return _pick(torch.log_softmax(logits.float(), dim=-1), labels)
+
+
+def _pick(log_probabilities: Tensor, labels: Tensor) -> Tensor:
+    index = labels.long().clamp(min=0)
+    picked = log_probabilities.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    return torch.where(valid_labels(labels), -picked, 0)
+
+
+TOKEN_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "stablemax_cross_entropy": stablemax_cross_entropy,
+    "softmax_cross_entropy": softmax_cross_entropy,
+}
+
+
+class ACTLossHead(nn.Module):
+    """A model and its loss. All terms are sums over the batch; divide by the global batch size.
+
+    Token loss averaged over a sample's valid tokens, + 0.5 × binary cross-entropy of q_halt against "every valid
+    token of the sample is right", + `kl_weight` × KL.
+    """
+
+    def __init__(self, model: RecursiveReasoner, loss_config: Any):
+        super().__init__()
+        self.model = model
+        self.token_loss = TOKEN_LOSSES[loss_config.loss_type]
+        self.kl_weight = loss_config.kl_weight
+
+    def forward(
+        self, carry: Any, batch: Batch
+    ) -> tuple[Any, Float[Tensor, ""], dict[str, Tensor], dict[str, Tensor]]:
+        """One ACT step.
+
+        Returns:
+            (new carry, loss, sums for the metrics, the model's outputs). Sums are detached scalars: `count` samples
+            have halted in this step, `inflight_count` were worked on.
+        """
+        carry, outputs = self.model(carry, batch)
+        labels = carry.current_data["labels"]
+        terms = self.terms(outputs, labels)
+        loss = terms["lm_loss"].sum() + Q_HALT_WEIGHT * terms["q_halt_loss"].sum()
+        loss = loss + self.kl_weight * terms["kl_loss"].sum()
+        with torch.no_grad():
+            sums = self._sums(terms, carry, loss)
+        return carry, loss, sums, outputs
+
+    def terms(self, outputs: dict[str, Tensor], labels: Int[Tensor, "batch 900"]) -> dict[str, Float[Tensor, " batch"]]:
+        """Each sample's losses and measures.
+
+        `accuracy` is the share of its valid tokens that are right, `exact_accuracy` and `q_halt_accuracy` are 0 or 1,
+        `labelled` says whether it has any valid token.
+        """
+        valid = valid_labels(labels)
+        count = valid.sum(-1)
+        labelled = count > 0
+        logits = outputs["logits"]
+        lm_loss = self.token_loss(logits, labels).sum(-1) / count.clamp(min=1)
+        with torch.no_grad():
+            correct = (valid & (logits.argmax(-1) == labels)).sum(-1)
+            exact = labelled & (correct == count)
+        q_halt = outputs["q_halt_logits"]
+        return {
+            "lm_loss": lm_loss,
+            "q_halt_loss": F.binary_cross_entropy_with_logits(q_halt, exact.float(), reduction="none"),
+            "kl_loss": outputs["kl_loss"],
+            "accuracy": correct / count.clamp(min=1),
+            "exact_accuracy": exact.float(),
+            "q_halt_accuracy": ((q_halt > 0) == exact).float(),
+            "labelled": labelled.float(),
+        }
+
+    @staticmethod
+    def _sums(terms: dict[str, Tensor], carry: Any, loss: Tensor) -> dict[str, Tensor]:
+        """Sums over the samples that halted (accuracies, steps), and over all in flight (losses, `inflight_*`)."""
+        labelled = terms["labelled"]
+        halted = carry.halted.float() * labelled
+        measures = {key: terms[key] for key in ("accuracy", "exact_accuracy", "q_halt_accuracy")}
+        measures["steps"] = carry.steps.float()
+        sums = {"count": halted.sum(), "inflight_count": labelled.sum(), "loss": loss.detach()}
+        for key, value in measures.items():
+            sums[key] = (value * halted).sum()
+            sums[f"inflight_{key}"] = (value * labelled).sum()
+        for key in ("lm_loss", "q_halt_loss", "kl_loss"):
+            sums[key] = terms[key].detach().float().sum()
+        return sums
+
+
+LOSS_HEADS: dict[str, type[ACTLossHead]] = {"losses@ACTLossHead": ACTLossHead}
+
+
+def create_loss_head(arch: Any, model: RecursiveReasoner) -> ACTLossHead:
+    """The loss head named by `arch.loss.name`.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if arch.loss.name not in LOSS_HEADS:
+        raise ValueError(f"arch.loss.name '{arch.loss.name}' is not one of {', '.join(LOSS_HEADS)}")
+    return LOSS_HEADS[arch.loss.name](model, arch.loss)

@@ -1,0 +1,197 @@
+"""Packing: which tokens of a padded batch are computed, and where they stand in the packed tensor.
+
+On CUDA in half precision the packed rows are just the valid tokens. Elsewhere sequences are sorted by length and each
+is rounded up to the longest of its group (about 5 % of dead rows), so that a group is a padded batch *by view* and
+attention needs no gather and no scatter in any layer. A dead row repeats its sequence's last token: it is never a
+key, nobody reads it, and no gradient comes from it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+# Lengths of one group lie between two neighbouring levels: steps of 8 tokens, later of an eighth.
+_STEP = 8
+_LEVELS = [_STEP]
+while _LEVELS[-1] < 1 << 20:
+    _LEVELS.append(max(_LEVELS[-1] + _STEP, _LEVELS[-1] * 9 // 8))
+LENGTH_LEVELS = np.array(_LEVELS)
+
+
+@dataclass(frozen=True)
+class Run:
+    """`count` sequences of one extent next to each other: rows of queries and of keys, and which keys are real."""
+
+    q_size: int
+    k_size: int
+    count: int
+    key_mask: Bool[Tensor, "count 1 1 keys"] | None
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """How to gather packed sequences into runs: row indices, and which of the gathered query rows are real."""
+
+    q_index: Int[Tensor, " rows"]
+    k_index: Int[Tensor, " rows"]
+    q_valid: Bool[Tensor, " rows"]
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """The packed rows of a padded (s, l) batch.
+
+    Attributes:
+        rows: (n) position in the flattened (s · l) batch that each packed row holds.
+        live: (m) the packed rows that are valid tokens (None: all).
+        sequence: (n) which sequence a row belongs to.
+        first_row: (s) the packed row of each sequence's first token; for an empty sequence, an arbitrary row.
+        lengths: (s) number of valid tokens.
+        cu_seqlens, max_seqlen: extents for the packed kernel; only where `runs` is None.
+        runs: the groups for attention by view, where these are used.
+    """
+
+    rows: Int[Tensor, " n"]
+    live: Int[Tensor, " m"] | None
+    sequence: Int[Tensor, " n"]
+    first_row: Int[Tensor, " s"]
+    lengths: Int[Tensor, " s"]
+    cu_seqlens: Int[Tensor, " s+1"]
+    max_seqlen: int
+    padded_length: int
+    runs: tuple[Run, ...] | None
+
+    @property
+    def positions(self) -> Int[Tensor, " n"]:
+        """Position of each row in its padded sequence."""
+        return self.rows % self.padded_length
+
+    def gather(self, padded: Tensor) -> Tensor:
+        """(s, l, ...) -> (n, ...)."""
+        return padded.flatten(0, 1)[self.rows]
+
+    def scatter(self, packed: Tensor, base: Tensor) -> Tensor:
+        """(n, ...) written over `base` (s, l, ...), which keeps its other positions."""
+        rows, values = self.rows, packed
+        if self.live is not None:
+            rows, values = rows[self.live], packed[self.live]
+        return base.flatten(0, 1).index_copy(0, rows, values.to(base.dtype)).view_as(base)
+
+    def mean(self, packed: Float[Tensor, "n width"], weights: Float[Tensor, " n"] | None = None) -> Tensor:
+        """The (weighted) mean over each sequence's valid tokens, (s, width) float32; zeros for an empty sequence."""
+        values, sequence = packed.float(), self.sequence
+        if self.live is not None:
+            values, sequence = values[self.live], sequence[self.live]
+            weights = weights[self.live] if weights is not None else None
+        zeros = values.new_zeros(len(self.lengths), values.shape[1])
+        if weights is None:
+            return zeros.index_add(0, sequence, values) / self.lengths.clamp(min=1)[:, None]
+        total = zeros[:, 0].index_add(0, sequence, weights.float()).clamp(min=1e-6)
+        return zeros.index_add(0, sequence, values * weights.float()[:, None]) / total[:, None]
+
+
+def _levels_of(lengths: np.ndarray) -> np.ndarray:
+    return np.searchsorted(LENGTH_LEVELS, lengths)
+
+
+def _group(level: np.ndarray) -> list[np.ndarray]:
+    """Indices of the sequences of each level, longest level first."""
+    order = np.argsort(-level, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(level[order])) + 1) if len(order) else []
+
+
+def _padded_index(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(count, longest) indices start + 0..length-1, the last repeated, and which of them are real."""
+    column = np.arange(lengths.max())
+    return starts[:, None] + np.minimum(column, lengths[:, None] - 1), column < lengths[:, None]
+
+
+def _key_mask(real: np.ndarray, device: torch.device) -> Tensor | None:
+    return None if real.all() else torch.from_numpy(real).to(device)[:, None, None, :]
+
+
+def length_runs(cu_q: Int[Tensor, " s+1"], cu_k: Int[Tensor, " s+1"]) -> RunPlan:
+    """Group packed sequences by the lengths of their queries and keys; a sequence without either is in no group."""
+    start_q, start_k = cu_q[:-1].cpu().numpy().astype(np.int64), cu_k[:-1].cpu().numpy().astype(np.int64)
+    length_q, length_k = cu_q.diff().cpu().numpy(), cu_k.diff().cpu().numpy()
+    used = np.flatnonzero((length_q > 0) & (length_k > 0))
+    level = _levels_of(length_q[used]) * len(LENGTH_LEVELS) + _levels_of(length_k[used])
+    q_parts, k_parts, valid_parts, runs = [], [], [], []
+    for group in _group(level):
+        members = used[group]
+        q_index, q_real = _padded_index(start_q[members], length_q[members])
+        k_index, k_real = _padded_index(start_k[members], length_k[members])
+        runs.append(Run(q_index.size, k_index.size, len(members), _key_mask(k_real, cu_k.device)))
+        q_parts.append(q_index.ravel())
+        k_parts.append(k_index.ravel())
+        valid_parts.append(q_real.ravel())
+
+    def joined(parts: list[np.ndarray], dtype: type) -> Tensor:
+        return torch.from_numpy(np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype)).to(cu_q.device)
+
+    return RunPlan(joined(q_parts, np.int64), joined(k_parts, np.int64), joined(valid_parts, np.bool_), tuple(runs))
+
+
+def pack(mask: Bool[Tensor, "s l"], *, by_view: bool) -> Packing:
+    """The packing of the valid tokens of a padded batch.
+
+    Args:
+        mask: which tokens are valid.
+        by_view: arrange sequences of similar length as runs (everywhere but in the packed CUDA kernel).
+    """
+    return _pack_by_view(mask) if by_view else _pack_tightly(mask)
+
+
+def _pack_tightly(mask: Bool[Tensor, "s l"]) -> Packing:
+    num_sequences, padded_length = mask.shape
+    rows = mask.flatten().nonzero().squeeze(-1)  # the one synchronisation
+    lengths = mask.sum(dim=1)
+    cu_seqlens = torch.zeros(num_sequences + 1, dtype=torch.int32, device=mask.device)
+    torch.cumsum(lengths, 0, out=cu_seqlens[1:], dtype=torch.int32)
+    first_row = cu_seqlens[:-1].long().clamp(max=max(len(rows) - 1, 0))
+    return Packing(rows, None, rows // padded_length, first_row, lengths, cu_seqlens, padded_length, padded_length, None)
+
+
+def _pack_by_view(mask: Bool[Tensor, "s l"]) -> Packing:
+    num_sequences, padded_length = mask.shape
+    device = mask.device
+    host = mask.cpu().numpy()
+    tokens = np.flatnonzero(host)
+    lengths = host.sum(axis=1)
+    starts = np.cumsum(lengths) - lengths
+    used = np.flatnonzero(lengths)
+    row_parts, real_parts, sequence_parts, runs = [], [], [], []
+    first_row = np.zeros(num_sequences, dtype=np.int64)
+    extents = []
+    row = 0
+    for group in _group(_levels_of(lengths[used])):
+        members = used[group]
+        index, real = _padded_index(starts[members], lengths[members])
+        extent = index.shape[1]
+        first_row[members] = row + np.arange(len(members)) * extent
+        row += index.size
+        runs.append(Run(index.size, index.size, len(members), _key_mask(real, device)))
+        row_parts.append(tokens[index.ravel()])
+        real_parts.append(real.ravel())
+        sequence_parts.append(np.repeat(members, extent))
+        extents += [extent] * len(members)
+
+    def joined(parts: list[np.ndarray], dtype: type = np.int64) -> np.ndarray:
+        return np.concatenate([np.zeros(0, dtype), *parts])
+
+    real = joined(real_parts, np.bool_)
+    return Packing(
+        rows=torch.from_numpy(joined(row_parts)).to(device),
+        live=None if real.all() else torch.from_numpy(np.flatnonzero(real)).to(device),
+        sequence=torch.from_numpy(joined(sequence_parts)).to(device),
+        first_row=torch.from_numpy(first_row).to(device),
+        lengths=torch.from_numpy(lengths).to(device),
+        cu_seqlens=torch.from_numpy(np.cumsum([0, *extents], dtype=np.int32)).to(device),
+        max_seqlen=max(extents, default=0),
+        padded_length=padded_length,
+        runs=tuple(runs),
+    )

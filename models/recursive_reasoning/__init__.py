@@ -1,0 +1,1 @@
+"""Recursive decoders, and the models that give them their context."""
