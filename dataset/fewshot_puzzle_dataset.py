@@ -21,14 +21,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dataset.augment import FLIPS_COLUMNS, FLIPS_ROWS, SWAPS_AXES
-from dataset.grids import CANVAS_SIDE, COLOR_OFFSET, NUM_COLORS, SEQ_LEN, cells_of_rectangles, draw_eos_borders
+from dataset.grids import (
+    CANVAS_SIDE,
+    COLOR_OFFSET,
+    NUM_COLORS,
+    SEQ_LEN,
+    cells_of_rectangles,
+    draw_eos_borders,
+)
 from dataset.store import DatasetError, PuzzleStore, Split
 
 Batch = dict[str, Tensor]
 QuerySampling = Literal["test", "leave_one_out"]
 
 
-def select_puzzles(store: PuzzleStore, split: Split, max_groups: int | None, key: str) -> Int64[np.ndarray, " n"]:
+def select_puzzles(
+    store: PuzzleStore, split: Split, max_groups: int | None, key: str
+) -> Int64[np.ndarray, " n"]:
     """The first `max_groups` puzzles of a split (None: all).
 
     Raises:
@@ -36,7 +45,9 @@ def select_puzzles(store: PuzzleStore, split: Split, max_groups: int | None, key
     """
     puzzles = store.puzzles_of(split)
     if max_groups is not None and max_groups > len(puzzles):
-        raise DatasetError(f"{key}={max_groups}, but the data set has {len(puzzles)} puzzles in its {split} split")
+        raise DatasetError(
+            f"{key}={max_groups}, but the data set has {len(puzzles)} puzzles in its {split} split"
+        )
     return puzzles[:max_groups]
 
 
@@ -148,7 +159,9 @@ class FewshotTrainDataset(Dataset[Batch]):
         self.may_show = labelled if query_sampling == "leave_one_out" else self.pairs.is_demo
         self._refuse_puzzles_without_query(query_sampling)
         if global_batch_size % world_size:
-            raise DatasetError(f"global_batch_size={global_batch_size} is not a multiple of {world_size} ranks")
+            raise DatasetError(
+                f"global_batch_size={global_batch_size} is not a multiple of {world_size} ranks"
+            )
         self.global_batch_size = global_batch_size
         self.num_batches = epochs * len(self.puzzles) // global_batch_size
         if not self.num_batches:
@@ -163,7 +176,9 @@ class FewshotTrainDataset(Dataset[Batch]):
 
     def _refuse_puzzles_without_query(self, query_sampling: QuerySampling) -> None:
         queries = self.may_query.sum(axis=1)
-        needed = 2 if query_sampling == "leave_one_out" else 1  # left out one, another stays as a demonstration
+        needed = (
+            2 if query_sampling == "leave_one_out" else 1
+        )  # left out one, another stays as a demonstration
         if (queries < needed).any():
             puzzle = int(np.argmax(queries < needed))
             name = self.store.metadata.puzzle_ids[self.puzzles[puzzle]]
@@ -180,7 +195,9 @@ class FewshotTrainDataset(Dataset[Batch]):
         """How many epochs are complete after this many batches."""
         return num_batches * self.global_batch_size // len(self.puzzles)
 
-    def _draw_epoch(self, epoch: int) -> tuple[Int64[np.ndarray, " puzzles"], Float64[np.ndarray, "puzzles draws"]]:
+    def _draw_epoch(
+        self, epoch: int
+    ) -> tuple[Int64[np.ndarray, " puzzles"], Float64[np.ndarray, "puzzles draws"]]:
         """The epoch's order of puzzles, and a row of uniform numbers for each of them."""
         rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, epoch], dtype=np.uint64)))
         draws = 3 + self.pairs.index.shape[1] + 2 * (self.max_demos + 1)
@@ -296,7 +313,11 @@ class FewshotEvalDataset(Dataset[Batch]):
 
 
 def iterate(
-    dataset: FewshotTrainDataset | FewshotEvalDataset, *, start: int = 0, workers: int = 0, pin_memory: bool = False
+    dataset: FewshotTrainDataset | FewshotEvalDataset,
+    *,
+    start: int = 0,
+    workers: int = 0,
+    pin_memory: bool = False,
 ) -> Iterator[Batch]:
     """Batches `start`, `start + 1`, ... in order, made ahead by worker processes where `workers` > 0."""
     loader = DataLoader(

@@ -83,7 +83,9 @@ class ACTLossHead(nn.Module):
             sums = self._sums(terms, carry, loss)
         return carry, loss, sums, outputs
 
-    def terms(self, outputs: dict[str, Tensor], labels: Int[Tensor, "batch 900"]) -> dict[str, Float[Tensor, " batch"]]:
+    def terms(
+        self, outputs: dict[str, Tensor], labels: Int[Tensor, "batch 900"]
+    ) -> dict[str, Float[Tensor, " batch"]]:
         """Each sample's losses and measures.
 
         `accuracy` is the share of its valid tokens that are right, `exact_accuracy` and `q_halt_accuracy` are 0 or 1,

@@ -133,7 +133,9 @@ def length_runs(cu_q: Int[Tensor, " s+1"], cu_k: Int[Tensor, " s+1"]) -> RunPlan
     def joined(parts: list[np.ndarray], dtype: type) -> Tensor:
         return torch.from_numpy(np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype)).to(cu_q.device)
 
-    return RunPlan(joined(q_parts, np.int64), joined(k_parts, np.int64), joined(valid_parts, np.bool_), tuple(runs))
+    return RunPlan(
+        joined(q_parts, np.int64), joined(k_parts, np.int64), joined(valid_parts, np.bool_), tuple(runs)
+    )
 
 
 def pack(mask: Bool[Tensor, "s l"], *, by_view: bool) -> Packing:
@@ -153,7 +155,9 @@ def _pack_tightly(mask: Bool[Tensor, "s l"]) -> Packing:
     cu_seqlens = torch.zeros(num_sequences + 1, dtype=torch.int32, device=mask.device)
     torch.cumsum(lengths, 0, out=cu_seqlens[1:], dtype=torch.int32)
     first_row = cu_seqlens[:-1].long().clamp(max=max(len(rows) - 1, 0))
-    return Packing(rows, None, rows // padded_length, first_row, lengths, cu_seqlens, padded_length, padded_length, None)
+    return Packing(
+        rows, None, rows // padded_length, first_row, lengths, cu_seqlens, padded_length, padded_length, None
+    )
 
 
 def _pack_by_view(mask: Bool[Tensor, "s l"]) -> Packing:

@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from dataset.grids import PAD, SEQ_LEN, VOCAB_SIZE
 from models.encoders.base import DemoEncoder, EncoderOutput, fixed_length_output, forward_dtype, packs_by_view
-from models.layers import CrossAttention, CrossBlock, Linear, RotaryTable, TokenEmbedding, TransformerBlock, rms_norm
+from models.layers import (
+    CrossAttention,
+    CrossBlock,
+    Linear,
+    RotaryTable,
+    TokenEmbedding,
+    TransformerBlock,
+    rms_norm,
+)
 from models.packing import Packing, pack
 
 QUERY_STD = 0.02

@@ -1,0 +1,261 @@
+"""The one place that validates configuration: Hydra composes, pydantic turns the result into a typed object, once.
+
+Composing checks values; files are checked when a run starts. An unknown key, a wrong value, or an override of an
+option that the chosen parts do not use is a `ConfigError` that names the key and what would be right.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from dataset.grids import SEQ_LEN
+
+CONFIG_DIR = Path(__file__).parent
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+PathPart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_=+,@ .-]+$")]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key and what would be right."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class LossConfig(_Section):
+    name: Literal["losses@ACTLossHead"]
+    loss_type: Literal["stablemax_cross_entropy", "softmax_cross_entropy"]
+    kl_weight: NonNegativeFloat
+
+
+class ArchConfig(_Section):
+    """The recursive decoder and ACT, and the encoder of ETRM."""
+
+    name: Literal["recursive_reasoning.etrm@TRMWithEncoder"]
+    loss: LossConfig
+
+    hidden_size: Positive
+    num_heads: Positive
+    expansion: PositiveFloat
+    H_cycles: Positive
+    L_cycles: Positive
+    H_layers: Literal[0]
+    L_layers: Positive
+    puzzle_emb_len: Positive
+    mlp_t: bool
+    forward_dtype: Literal["bfloat16", "float32"]
+    canvas: Literal["task", "full"]
+    halt_max_steps: Positive
+    halt_exploration_prob: Probability
+
+    encoder_type: Literal["standard"]
+    encoder_num_layers: Positive
+    encoder_norm_style: Literal["post", "pre"]
+    encoder_layer_scale_init: PositiveFloat | None
+    encoder_qk_norm: bool
+    encoder_pooling_method: Literal["mean", "attention", "weighted"]
+    encoder_set_layers: Positive
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "ArchConfig":
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"arch.hidden_size={self.hidden_size} must be a multiple of 2 * arch.num_heads={self.num_heads} "
+                "(rotary positions turn pairs of channels)"
+            )
+        if self.mlp_t and self.canvas != "full":
+            raise ValueError(f"arch.mlp_t=true mixes all {SEQ_LEN} cells: it needs arch.canvas=full")
+        return self
+
+    def unused_keys(self) -> dict[str, str]:
+        """Keys that the chosen options do not read, with the reason."""
+        unused = {}
+        if self.halt_max_steps == 1:
+            unused["halt_exploration_prob"] = "arch.halt_max_steps=1 leaves nothing to explore"
+        if self.encoder_type == "standard":
+            unused["loss.kl_weight"] = "arch.encoder_type=standard is deterministic and has no KL"
+        return unused
+
+
+class EvaluatorConfig(_Section):
+    name: Literal["arc@ARC"]
+
+
+class TrainConfig(_Section):
+    """A whole run."""
+
+    arch: ArchConfig
+    data_paths: Annotated[tuple[str, ...], Field(min_length=1)]
+    evaluators: tuple[EvaluatorConfig, ...]
+
+    global_batch_size: Positive
+    max_demos: Positive
+    max_train_groups: Positive | None
+    max_eval_groups: Positive | None
+    query_sampling: Literal["test", "leave_one_out"]
+    epochs: Positive
+    eval_interval: Positive
+
+    lr: PositiveFloat
+    lr_min_ratio: Probability
+    lr_warmup_steps: NonNegative
+    beta1: Beta
+    beta2: Beta
+    weight_decay: NonNegativeFloat
+    grad_clip_norm: NonNegativeFloat
+    encoder_lr_scale: NonNegativeFloat
+    freeze_encoder: bool
+    freeze_decoder_steps: NonNegative
+    ema: bool
+    ema_rate: Beta
+    load_pretrained_decoder: str | None
+
+    max_eval_augmentations: Positive | None
+    eval_batch_size: Positive
+    log_interval: Positive
+    log_predictions_every: NonNegative
+    checkpoint_every_eval: bool
+
+    seed: NonNegative
+    device: Literal["auto", "cpu", "cuda"]
+    data_workers: NonNegative
+    project_name: PathPart = "etrm-arc"
+    run_name: PathPart | None = None
+
+    @field_validator("project_name", "run_name")
+    @classmethod
+    def _stays_in_its_folder(cls, value: str | None) -> str | None:
+        if value is not None and (".." in value or value.startswith(".")):
+            raise ValueError("must not contain '..' or begin with a dot")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "TrainConfig":
+        if self.freeze_encoder and self.freeze_decoder_steps:
+            raise ValueError("freeze_encoder=true with freeze_decoder_steps > 0 would train nothing at first")
+        return self
+
+    def unused_keys(self) -> dict[str, str]:
+        """Keys that the chosen options do not read, with the reason."""
+        unused = {f"arch.{key}": why for key, why in self.arch.unused_keys().items()}
+        if not self.ema:
+            unused["ema_rate"] = "ema=false"
+        if self.freeze_encoder:
+            unused["encoder_lr_scale"] = "freeze_encoder=true trains nothing in the encoder"
+        return unused
+
+
+def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, info in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            keys += _all_keys(info.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _nearest(key: str) -> str:
+    known = _all_keys(TrainConfig)
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if not close:
+        last = {name.rsplit(".", 1)[-1]: name for name in known}
+        close = [
+            last[m] for m in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(last), n=1, cutoff=0.5)
+        ]
+    return f"; the nearest key is '{close[0]}'" if close else ""
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"])
+        message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"unknown key '{key}'{_nearest(key)}")
+        elif fault["type"] == "missing":
+            lines.append(f"missing key '{key}'")
+        else:
+            value = "" if not key or isinstance(fault["input"], dict) else f"{key}={fault['input']}: "
+            lines.append(f"{value}{message}")
+    return "\n".join(lines)
+
+
+def _override_keys(overrides: Sequence[str]) -> list[str]:
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    for override in parsed:
+        value = override.value()
+        if (
+            isinstance(value, str)
+            and override.key_or_group in ("arch",)
+            and (".." in value or value.startswith("/"))
+        ):
+            raise ConfigError(
+                f"{override.key_or_group}={value}: a config group choice must not leave its folder"
+            )
+    return [override.key_or_group for override in parsed if not override.is_delete()]
+
+
+def config_names() -> list[str]:
+    """The run configs that `--config-name` may name."""
+    return sorted(path.stem for path in CONFIG_DIR.glob("cfg_*.yaml"))
+
+
+def load_config(config_name: str, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Compose `config/<config_name>.yaml` with Hydra overrides and validate the result.
+
+    Raises:
+        ConfigError: an unknown config, key or value, or an override that changes nothing.
+    """
+    name = config_name.removesuffix(".yaml")
+    if not re.fullmatch(r"\w+", name) or not (CONFIG_DIR / f"{name}.yaml").exists():
+        raise ConfigError(f"--config-name '{config_name}' is not one of {', '.join(config_names())}")
+    try:
+        keys = _override_keys(overrides)
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(version_base=None, config_dir=str(CONFIG_DIR)):
+            composed = OmegaConf.to_container(compose(name, overrides=list(overrides)), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain_hydra(error)) from error
+    try:
+        config = TrainConfig.model_validate(composed)
+    except ValidationError as error:
+        raise ConfigError(f"{name}: {_explain(error)}") from error
+    unused = config.unused_keys()
+    for key in keys:
+        if key in unused:
+            raise ConfigError(f"{key} is overridden, but would change nothing: {unused[key]}")
+    return config
+
+
+def _explain_hydra(error: Exception) -> str:
+    message = str(error).strip()
+    match = re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'", message)
+    if match:
+        key = re.search(r"Could not override '([^']+)'", message)
+        name = key.group(1) if key else match.group(1) or match.group(2)
+        if name in ("project_name", "run_name"):
+            return f"'{name}' stands in no config file: write +{name}=..."
+        return f"unknown key '{name}'{_nearest(name)}"
+    return message.splitlines()[0] if len(message) > 400 else message
+
+
+def dump_config(config: TrainConfig) -> dict[str, Any]:
+    """The config as plain values, as it is written into the run folder."""
+    return config.model_dump(mode="json")

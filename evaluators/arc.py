@@ -1,0 +1,176 @@
+"""ARC evaluation by voting: each augmented version of a puzzle gives a prediction; candidates rank by votes.
+
+Predictions are cropped, un-augmented and counted; candidates rank by votes, then by mean sigmoid(q_halt). pass@k asks
+whether the truth is among the first k, with fractional credit over a puzzle's test inputs. An evaluator serves one
+evaluation of one checkpoint and is then thrown away, so nothing accumulates.
+"""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from dataset.augment import unaugment_grid
+from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
+from dataset.grids import Grid
+from evaluators.eos_utils import crop_grid_from_eos
+
+PASS_KS = (1, 2, 5, 10, 100, 1000)
+NUM_ATTEMPTS = 2
+NO_PREDICTION = [[0]]
+WILSON_Z = 1.959963984540054
+
+GridKey = tuple[tuple[int, ...], bytes]
+# One vote: (row of the query table, un-augmented grid, probability that the model thinks it is right).
+Vote = tuple[int, Grid, float]
+
+
+@dataclass
+class Candidate:
+    """A grid that was predicted, how often, and how sure the model was."""
+
+    grid: Grid
+    votes: int = 0
+    confidence: float = 0.0
+
+    @property
+    def rank_key(self) -> tuple[int, float]:
+        return self.votes, self.confidence / self.votes
+
+
+@dataclass
+class QueryResult:
+    """One test input: ranked candidates, and the rank of the truth (None: not among them, or unknown)."""
+
+    puzzle: int
+    pair: int
+    candidates: list[Candidate] = field(default_factory=list)
+    truth_rank: int | None = None
+    has_truth: bool = True
+
+
+def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a proportion; (0, 1) without trials."""
+    if trials == 0:
+        return 0.0, 1.0
+    p, z2 = successes / trials, WILSON_Z**2
+    centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = WILSON_Z * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+class ARC:
+    """Votes of one evaluation. `name` in configs: `arc@ARC`.
+
+    Args:
+        dataset: the queries evaluated.
+        seen_pairs: pair hashes of everything that the weights were trained on; puzzles among them make the metric
+            contaminated, which its name says.
+    """
+
+    def __init__(self, dataset: FewshotEvalDataset, seen_pairs: Collection[str] = ()):
+        self.dataset, self.store = dataset, dataset.store
+        self.seen_pairs = frozenset(seen_pairs)
+        self.votes: list[Vote] = []
+
+    def update(
+        self,
+        query_indices: Int[np.ndarray, " batch"],
+        predictions: UInt8[np.ndarray, "batch 900"],
+        q_halt_logits: Float[np.ndarray, " batch"],
+    ) -> None:
+        """Take a batch of final predictions."""
+        confidences = 1 / (1 + np.exp(-q_halt_logits.astype(np.float64)))
+        for query, grid, confidence in zip(
+            query_indices, crop_grid_from_eos(predictions), confidences, strict=True
+        ):
+            if grid.size:
+                augmentation = self.dataset.query_augmentation[query]
+                transform, colors = int(self.store.dihedral[augmentation]), self.store.colors[augmentation]
+                self.votes.append((int(query), unaugment_grid(grid, transform, colors), float(confidence)))
+
+    def results(self, votes: list[Vote] | None = None) -> list[QueryResult]:
+        """Each test input of each puzzle, in order, with its ranked candidates.
+
+        Args:
+            votes: those of all ranks (None: this rank's).
+        """
+        counted: dict[int, dict[GridKey, Candidate]] = {int(pair): {} for pair in self.dataset.query_pair}
+        for query, grid, confidence in self.votes if votes is None else votes:
+            candidates = counted[int(self.dataset.query_pair[query])]
+            candidate = candidates.setdefault((grid.shape, grid.tobytes()), Candidate(grid))
+            candidate.votes += 1
+            candidate.confidence += confidence
+        puzzle_of = dict(
+            zip(self.dataset.query_pair.tolist(), self.dataset.query_puzzle.tolist(), strict=True)
+        )
+        results = []
+        for pair, candidates in counted.items():
+            # Equal votes and confidences fall back on the grid itself, so that the order of arrival has no say.
+            ranked = sorted(candidates.items(), key=lambda item: (item[1].rank_key, item[0]), reverse=True)
+            truth = self.store.grid(2 * pair + 1)
+            matches = [i for i, (_, c) in enumerate(ranked) if np.array_equal(c.grid, truth)]
+            results.append(
+                QueryResult(
+                    puzzle=puzzle_of[pair],
+                    pair=pair,
+                    candidates=[c for _, c in ranked],
+                    truth_rank=matches[0] if matches and truth.size else None,
+                    has_truth=truth.size > 0,
+                )
+            )
+        return results
+
+    def contaminated_puzzles(self) -> list[str]:
+        """Ids of evaluated puzzles that share a pair with what the weights were trained on."""
+        evaluated = {self.store.metadata.puzzle_ids[p] for p in self.dataset.puzzles}
+        return [
+            p.id
+            for p in self.store.manifest.puzzles
+            if p.id in evaluated and not self.seen_pairs.isdisjoint(p.pair_hashes)
+        ]
+
+    def metrics(self, results: list[QueryResult]) -> dict[str, float]:
+        """`ARC/pass@k`, the count and the 95 % Wilson interval behind each, and the number of puzzles.
+
+        Puzzles without any known solution are not counted; a test input without a prediction counts as wrong. The
+        names begin with `ARC/contaminated_` when a puzzle was seen in training.
+        """
+        by_puzzle: dict[int, list[QueryResult]] = {}
+        for result in results:
+            if result.has_truth:
+                by_puzzle.setdefault(result.puzzle, []).append(result)
+        seen = self.contaminated_puzzles()
+        prefix = "ARC/contaminated_" if seen else "ARC/"
+        metrics: dict[str, float] = {
+            "ARC/num_puzzles": len(by_puzzle),
+            "ARC/num_contaminated_puzzles": len(seen),
+        }
+        for k in PASS_KS:
+            solved = sum(
+                sum(q.truth_rank is not None and q.truth_rank < k for q in queries) / len(queries)
+                for queries in by_puzzle.values()
+            )
+            low, high = wilson_interval(solved, len(by_puzzle))
+            metrics[f"{prefix}pass@{k}"] = solved / len(by_puzzle) if by_puzzle else 0.0
+            metrics[f"{prefix}pass@{k}_solved"] = solved
+            metrics[f"{prefix}pass@{k}_low"] = low
+            metrics[f"{prefix}pass@{k}_high"] = high
+        return metrics
+
+    def submission(self, results: list[QueryResult]) -> dict[str, list[dict[str, list[list[int]]]]]:
+        """Kaggle's format: two attempts for each test input of each puzzle, in order.
+
+        A single candidate stands in both attempts; without any, an attempt is `[[0]]`.
+        """
+        submission: dict[str, list[dict[str, list[list[int]]]]] = {}
+        for result in results:
+            grids = [c.grid.tolist() for c in result.candidates[:NUM_ATTEMPTS]] or [NO_PREDICTION]
+            attempts = {f"attempt_{i + 1}": grids[min(i, len(grids) - 1)] for i in range(NUM_ATTEMPTS)}
+            submission.setdefault(self.store.metadata.puzzle_ids[result.puzzle], []).append(attempts)
+        return submission
+
+
+EVALUATORS = {"arc@ARC": ARC}

@@ -1,0 +1,10 @@
+"""Train an ETRM: demonstrations → encoder → context → recursive decoder.
+
+python pretrain_etrm.py --config-name cfg_pretrain_etrm_arc_agi_1 key=value ... +project_name=... +run_name=...
+torchrun --nproc-per-node 8 pretrain_etrm.py ...
+"""
+
+from utils.train_loop import main
+
+if __name__ == "__main__":
+    main("cfg_pretrain_etrm_arc_agi_1")

@@ -1,0 +1,83 @@
+"""Shared fixtures: real ARC-AGI-1 puzzles in a small data set, and the real config shrunk."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ["WANDB_MODE"] = "disabled"
+
+from config.schema import TrainConfig, load_config
+from dataset.build_arc_dataset import build_dataset
+from dataset.fewshot_puzzle_dataset import Batch, FewshotTrainDataset
+from dataset.store import PuzzleStore, load_store
+
+SHRUNK = (
+    "arch.hidden_size=32",
+    "arch.num_heads=2",
+    "arch.H_cycles=2",
+    "arch.L_cycles=2",
+    "arch.L_layers=1",
+    "arch.forward_dtype=float32",
+    "arch.halt_max_steps=4",
+    "global_batch_size=4",
+    "max_demos=4",
+    "max_train_groups=8",
+    "max_eval_groups=4",
+    "max_eval_augmentations=2",
+    "eval_batch_size=8",
+    "epochs=4",
+    "eval_interval=4",
+    "lr_warmup_steps=2",
+    "data_workers=0",
+    "device=cpu",
+)
+
+
+@pytest.fixture(scope="session")
+def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ARC-AGI-1 with 12 augmentations a puzzle, evaluation held out."""
+    folder = tmp_path_factory.mktemp("data") / "arc1"
+    build_dataset(folder, ["training", "evaluation"], test_set_name="evaluation", num_aug=12, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def store(dataset_folder: Path) -> PuzzleStore:
+    return load_store(dataset_folder)
+
+
+@pytest.fixture(scope="session")
+def shrunk_config(dataset_folder: Path) -> Callable[..., TrainConfig]:
+    """`shrunk_config("key=value", ..., config_name=...)`: a run config at test size; later overrides win."""
+
+    def load(*overrides: str, config_name: str = "cfg_pretrain_etrm_arc_agi_1") -> TrainConfig:
+        return load_config(config_name, [*SHRUNK, f"data_paths=[{dataset_folder}]", *overrides])
+
+    return load
+
+
+@pytest.fixture
+def batch(store: PuzzleStore) -> Batch:
+    """Six augmented, translated training samples of six small puzzles."""
+    return small_batch(store, 6)
+
+
+def small_batch(store: PuzzleStore, size: int, max_demos: int = 4, number: int = 0) -> Batch:
+    data = FewshotTrainDataset(
+        store, global_batch_size=size, epochs=100, seed=0, max_demos=max_demos, max_groups=max(size, 6)
+    )
+    return data[number]
+
+
+@pytest.fixture(autouse=True)
+def _seeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test starts from one seed, in a folder of its own."""
+    torch.manual_seed(0)
+    monkeypatch.chdir(tmp_path)
+
+
+def shrunk_overrides(*overrides: str) -> Sequence[str]:
+    return (*SHRUNK, *overrides)

@@ -1,0 +1,213 @@
+"""Checkpoints: a folder written under a temporary name and renamed, every file hashed.
+
+model.safetensors   parameters and buffers        ema.safetensors   averages of the parameters
+optim.pt            optimizer state               rank_<r>.pt       carry and random state of each rank
+config.yaml         the run's config              trained_on.json   what the weights have seen
+manifest.json       step and the SHA-256 of every other file, written last
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+CHECKPOINT_FORMAT = 1
+MANIFEST_FILE = "manifest.json"
+DECODER_PREFIX = "inner."
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or does not fit; the message says which and where."""
+
+
+class TrainedOn(BaseModel):
+    """Puzzles and pairs that weights have seen, with those of the decoder they started from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    puzzle_ids: tuple[str, ...] = ()
+    pair_hashes: tuple[str, ...] = ()
+
+    def joined(self, other: "TrainedOn") -> "TrainedOn":
+        return TrainedOn(
+            puzzle_ids=tuple(dict.fromkeys((*self.puzzle_ids, *other.puzzle_ids))),
+            pair_hashes=tuple(dict.fromkeys((*self.pair_hashes, *other.pair_hashes))),
+        )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint folder."""
+
+    path: Path
+    step: int
+    config: dict[str, Any]
+    trained_on: TrainedOn
+
+    def model_state(self, *, ema: bool = False) -> dict[str, Tensor]:
+        """The model's tensors; with `ema` the averaged parameters, where there are any."""
+        state = load_file(self.path / "model.safetensors")
+        averages = self.path / "ema.safetensors"
+        if ema and averages.exists():
+            state.update(load_file(averages))
+        return state
+
+    def optimizer_state(self) -> dict[str, Any]:
+        return torch.load(self.path / "optim.pt", weights_only=True)
+
+    def rank_state(self, rank: int) -> dict[str, Any]:
+        return torch.load(self.path / f"rank_{rank}.pt", weights_only=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_folder_file(path: Path, text: str) -> None:
+    """Replace a text file in one move, so that a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+class CheckpointWriter:
+    """Writes one checkpoint. Every rank calls `save_rank`; then, after a barrier, rank 0 calls `save_shared`."""
+
+    def __init__(self, folder: Path, step: int):
+        self.final = folder / f"step_{step:08d}"
+        self.temporary = folder / f".step_{step:08d}.tmp"
+        self.step = step
+
+    def save_rank(self, rank: int, state: dict[str, Any]) -> None:
+        """What differs between ranks: carry and random state."""
+        self.temporary.mkdir(parents=True, exist_ok=True)
+        torch.save(state, self.temporary / f"rank_{rank}.pt")
+
+    def save_shared(
+        self,
+        model: nn.Module,
+        ema_state: dict[str, Tensor] | None,
+        optimizer_state: dict[str, Any],
+        config: dict[str, Any],
+        trained_on: TrainedOn,
+    ) -> Path:
+        """Everything else, then the hashes, then the rename."""
+        folder = self.temporary
+        save_file(
+            {k: v.detach().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors"
+        )
+        if ema_state is not None:
+            save_file({k: v.contiguous() for k, v in ema_state.items()}, folder / "ema.safetensors")
+        torch.save(optimizer_state, folder / "optim.pt")
+        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        (folder / "trained_on.json").write_text(trained_on.model_dump_json())
+        hashes = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+        manifest = {"format": CHECKPOINT_FORMAT, "step": self.step, "sha256": hashes}
+        (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1))
+        if self.final.exists():
+            shutil.rmtree(self.final)
+        folder.rename(self.final)
+        return self.final
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """A checkpoint folder, each file checked against its hash.
+
+    Args:
+        path: a checkpoint folder, or a run folder, whose newest checkpoint is taken.
+
+    Raises:
+        CheckpointError: missing, incomplete or damaged.
+    """
+    path = Path(path)
+    if (path / "checkpoints").is_dir():
+        steps = sorted((path / "checkpoints").glob("step_*"))
+        if not steps:
+            raise CheckpointError(f"{path}: the run has no checkpoint")
+        path = steps[-1]
+    try:
+        manifest = json.loads((path / MANIFEST_FILE).read_text())
+        if not isinstance(manifest, dict) or manifest.get("format") != CHECKPOINT_FORMAT:
+            raise CheckpointError(f"{path}: {MANIFEST_FILE} is not of format {CHECKPOINT_FORMAT}")
+        for name, expected in manifest["sha256"].items():
+            if _sha256(path / name) != expected:
+                raise CheckpointError(f"{path / name}: damaged (its SHA-256 is not that of {MANIFEST_FILE})")
+        config = yaml.safe_load((path / "config.yaml").read_text())
+        trained_on = TrainedOn.model_validate_json((path / "trained_on.json").read_text())
+        return Checkpoint(path, manifest["step"], config, trained_on)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: not a complete checkpoint ({error.filename} is missing)") from error
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        yaml.YAMLError,
+        ValidationError,
+    ) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: damaged checkpoint ({error})") from error
+
+
+def load_matching(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load a state dict that must fit name for name and shape for shape.
+
+    Raises:
+        CheckpointError: names what is missing, what is too many, and what differs in shape.
+    """
+    own = module.state_dict()
+    faults = [f"missing {name}" for name in own if name not in state]
+    faults += [f"unexpected {name}" for name in state if name not in own]
+    faults += [
+        f"{name} is {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise CheckpointError(f"{source}: does not fit the model: {'; '.join(faults[:5])}{more}")
+    module.load_state_dict(state)
+
+
+def load_pretrained_decoder(decoder: nn.Module, path: str, arch: dict[str, Any]) -> TrainedOn:
+    """Load the decoder's weights (averaged, where there are averages) from a checkpoint; puzzle embeddings stay out.
+
+    Args:
+        arch: this run's `arch` section, whose cycles must be those of the checkpoint.
+
+    Returns:
+        What the checkpoint was trained on.
+
+    Raises:
+        CheckpointError: missing, damaged, of other sizes, or trained with other cycles.
+    """
+    try:
+        checkpoint = open_checkpoint(path)
+        state = checkpoint.model_state(ema=True)
+    except SafetensorError as error:
+        raise CheckpointError(f"load_pretrained_decoder={path}: {error}") from error
+    theirs = checkpoint.config.get("arch", {})
+    for key in ("hidden_size", "num_heads", "L_layers", "L_cycles", "H_cycles", "puzzle_emb_len", "mlp_t"):
+        if key in theirs and theirs[key] != arch[key]:
+            raise CheckpointError(
+                f"load_pretrained_decoder={path}: it was trained with arch.{key}={theirs[key]}, this run has "
+                f"arch.{key}={arch[key]}"
+            )
+    decoder_state = {
+        k.removeprefix(DECODER_PREFIX): v for k, v in state.items() if k.startswith(DECODER_PREFIX)
+    }
+    load_matching(decoder, decoder_state, f"load_pretrained_decoder={path}")
+    return checkpoint.trained_on

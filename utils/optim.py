@@ -1,0 +1,160 @@
+"""AdamATan2, parameter groups, the learning-rate schedule, gradient clipping."""
+
+import importlib
+import logging
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+log = logging.getLogger(__name__)
+
+
+class AdamATan2(Optimizer):
+    """Adam with atan2 in place of the division, so that no epsilon is needed and steps are bounded.
+
+    p *= 1 - lr·wd; p -= lr / (1 - β1^t) · atan2(m, sqrt(v) / sqrt(1 - β2^t)). Source: "Scaling Exponents Across
+    Parameterizations and Optimizers", arXiv 2407.05872. A group with `active` False is left as it is: no decay, and
+    no change of its moments.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.1,
+    ):
+        if lr < 0 or weight_decay < 0 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"lr={lr}, betas={betas}, weight_decay={weight_decay}: out of range")
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "active": True})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update of all active groups."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if group["active"]:
+                self._update(group)
+        return loss
+
+    def _update(self, group: dict[str, Any]) -> None:
+        params = [p for p in group["params"] if p.grad is not None]
+        if not params:
+            return
+        for p in params:
+            if not self.state[p]:
+                self.state[p] = {
+                    "step": torch.zeros(()),
+                    "exp_avg": torch.zeros_like(p),
+                    "exp_avg_sq": torch.zeros_like(p),
+                }
+        grads = [p.grad for p in params]
+        exp_avgs = [self.state[p]["exp_avg"] for p in params]
+        exp_avg_sqs = [self.state[p]["exp_avg_sq"] for p in params]
+        steps = [self.state[p]["step"] for p in params]
+        beta1, beta2 = group["betas"]
+        lr = group["lr"]
+
+        torch._foreach_add_(steps, 1)  # on the CPU: reading it synchronises nothing
+        torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
+        torch._foreach_mul_(exp_avg_sqs, beta2)
+        torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
+        counts = [float(step) for step in steps]
+        denominators = torch._foreach_sqrt(exp_avg_sqs)
+        torch._foreach_div_(denominators, [math.sqrt(1 - beta2**t) for t in counts])
+        updates = [torch.atan2(m, d) for m, d in zip(exp_avgs, denominators, strict=True)]
+        torch._foreach_mul_(updates, [-lr / (1 - beta1**t) for t in counts])
+        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+        torch._foreach_add_(params, updates)
+
+
+def adam_atan2_class(device: torch.device) -> type[Optimizer]:
+    """The CUDA kernel of the extra `[fused]` where it is installed and imports, else `AdamATan2`."""
+    if device.type == "cuda":
+        try:
+            return importlib.import_module("adam_atan2").AdamATan2
+        except (ImportError, OSError, AttributeError) as error:
+            log.info("fused AdamATan2 is not to be had (%s): using the multi-tensor form", error)
+    return AdamATan2
+
+
+@dataclass(frozen=True)
+class GroupOptions:
+    """How a submodule's parameters are trained."""
+
+    lr_scale: float = 1.0
+    frozen: bool = False
+    frozen_steps: int = 0
+
+
+def parameter_groups(model: nn.Module, options: dict[str, GroupOptions]) -> list[dict[str, Any]]:
+    """One optimizer group for each direct submodule (`encoder`, `inner`), without frozen ones.
+
+    Each parameter of the model is in exactly one submodule, which is asserted. Frozen parameters get
+    `requires_grad=False`.
+    """
+    groups = []
+    placed: list[int] = []
+    for name, module in model.named_children():
+        option = options.get(name, GroupOptions())
+        params = list(module.parameters())
+        placed += [id(p) for p in params]
+        if option.frozen:
+            module.requires_grad_(False)
+        elif params:
+            groups.append(
+                {
+                    "params": params,
+                    "name": name,
+                    "lr_scale": option.lr_scale,
+                    "frozen_steps": option.frozen_steps,
+                }
+            )
+    everything = [id(p) for p in model.parameters()]
+    assert sorted(placed) == sorted(everything), "the submodules must partition the parameters"
+    return groups
+
+
+def learning_rate(step: int, *, lr: float, warmup_steps: int, total_steps: int, min_ratio: float) -> float:
+    """Linear warm-up, then half a cosine down to `min_ratio` · lr at `total_steps`. `step` counts from 0."""
+    if step < warmup_steps:
+        return lr * (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return lr * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def set_learning_rates(optimizer: Optimizer, base_lr: float, step: int) -> None:
+    """Give each group its rate for this step, and switch on the groups whose frozen steps are over."""
+    for group in optimizer.param_groups:
+        group["lr"] = base_lr * group["lr_scale"]
+        group["active"] = step >= group["frozen_steps"]
+        if not group["active"]:
+            group["lr"] = 0.0
+
+
+def gradient_norms(optimizer: Optimizer) -> dict[str, Float[Tensor, ""]]:
+    """The norm of each group's gradient by name, and `total`."""
+    norms = {}
+    for group in optimizer.param_groups:
+        grads = [p.grad for p in group["params"] if p.grad is not None]
+        norms[group["name"]] = torch.stack(torch._foreach_norm(grads)).norm() if grads else torch.zeros(())
+    norms["total"] = torch.stack(list(norms.values())).norm()
+    return norms
+
+
+def clip_gradients(optimizer: Optimizer, total_norm: Float[Tensor, ""], max_norm: float) -> None:
+    """Scale all gradients so that their global norm is at most `max_norm`."""
+    scale = (max_norm / (total_norm + 1e-6)).clamp(max=1.0)
+    for group in optimizer.param_groups:
+        grads = [p.grad for p in group["params"] if p.grad is not None]
+        if grads:
+            torch._foreach_mul_(grads, scale)
