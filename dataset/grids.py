@@ -62,9 +62,7 @@ def place_grid(grid: Grid, offset: tuple[int, int] = (0, 0)) -> UInt8[np.ndarray
     height, width = grid.shape
     row, column = offset
     if min(height, width) < 1 or min(row, column) < 0 or max(row + height, column + width) > CANVAS_SIDE:
-        raise ValueError(
-            f"a {height} x {width} grid does not fit at {offset} in {CANVAS_SIDE} x {CANVAS_SIDE}"
-        )
+        raise ValueError(f"a {height} x {width} grid does not fit at {offset} in {CANVAS_SIDE} x {CANVAS_SIDE}")
     canvas = np.zeros((CANVAS_SIDE, CANVAS_SIDE), dtype=np.uint8)
     canvas[row : row + height, column : column + width] = grid + COLOR_OFFSET
     tokens = canvas.reshape(1, SEQ_LEN)

@@ -97,9 +97,7 @@ class PuzzleStore:
 
     def grid(self, index: int) -> Grid:
         """A grid as it stands in the task, unaugmented."""
-        return self.cells[self.grid_starts[index] : self.grid_starts[index + 1]].reshape(
-            self.grid_shapes[index]
-        )
+        return self.cells[self.grid_starts[index] : self.grid_starts[index + 1]].reshape(self.grid_shapes[index])
 
     def puzzles_of(self, split: Split) -> Int64[np.ndarray, " n"]:
         """Indices of a split's puzzles, in the order of the data set."""
@@ -167,9 +165,7 @@ def check_output_folder(folder: Path) -> None:
     if folder.is_dir() and (not any(folder.iterdir()) or (folder / METADATA_FILE).exists()):
         return
     if folder.exists():
-        raise DatasetError(
-            f"{folder}: exists and is not a data set; choose another --output-dir or move it away"
-        )
+        raise DatasetError(f"{folder}: exists and is not a data set; choose another --output-dir or move it away")
 
 
 def load_store(folder: str | Path) -> PuzzleStore:
@@ -187,18 +183,14 @@ def load_store(folder: str | Path) -> PuzzleStore:
         raw = json.loads(path.read_text())
         version = raw.get("format_version") if isinstance(raw, dict) else None
         if version != FORMAT_VERSION:
-            raise DatasetError(
-                f"{folder}: stale data set, format {version} instead of {FORMAT_VERSION}; {rebuild}"
-            )
+            raise DatasetError(f"{folder}: stale data set, format {version} instead of {FORMAT_VERSION}; {rebuild}")
         metadata = DatasetMetadata.model_validate_json(path.read_text())
         for name, expected in metadata.sha256.items():
             if _sha256(folder / name) != expected:
                 raise DatasetError(f"{folder / name}: does not match its hash in {METADATA_FILE}; {rebuild}")
         arrays = load_file(folder / DATA_FILE)
         manifest = SplitManifest.model_validate_json((folder / MANIFEST_FILE).read_text())
-        return PuzzleStore(
-            **{name: arrays[name] for name in ARRAY_FIELDS}, metadata=metadata, manifest=manifest
-        )
+        return PuzzleStore(**{name: arrays[name] for name in ARRAY_FIELDS}, metadata=metadata, manifest=manifest)
     except (
         OSError,
         json.JSONDecodeError,
@@ -250,11 +242,7 @@ def load_stores(folders: list[str] | tuple[str, ...]) -> PuzzleStore:
         puzzle_subsets=sum((m.puzzle_subsets for m in metadatas), ()),
         puzzle_splits=sum((m.puzzle_splits for m in metadatas), ()),
         build={str(folder): m.build for folder, m in zip(folders, metadatas, strict=True)},
-        sha256={
-            f"{folder}/{k}": v
-            for folder, m in zip(folders, metadatas, strict=True)
-            for k, v in m.sha256.items()
-        },
+        sha256={f"{folder}/{k}": v for folder, m in zip(folders, metadatas, strict=True) for k, v in m.sha256.items()},
     )
     manifests = [store.manifest for store in stores]
     manifest = SplitManifest(

@@ -83,9 +83,7 @@ class ARC:
     ) -> None:
         """Take a batch of final predictions."""
         confidences = 1 / (1 + np.exp(-q_halt_logits.astype(np.float64)))
-        for query, grid, confidence in zip(
-            query_indices, crop_grid_from_eos(predictions), confidences, strict=True
-        ):
+        for query, grid, confidence in zip(query_indices, crop_grid_from_eos(predictions), confidences, strict=True):
             if grid.size:
                 augmentation = self.dataset.query_augmentation[query]
                 transform, colors = int(self.store.dihedral[augmentation]), self.store.colors[augmentation]
@@ -103,9 +101,7 @@ class ARC:
             candidate = candidates.setdefault((grid.shape, grid.tobytes()), Candidate(grid))
             candidate.votes += 1
             candidate.confidence += confidence
-        puzzle_of = dict(
-            zip(self.dataset.query_pair.tolist(), self.dataset.query_puzzle.tolist(), strict=True)
-        )
+        puzzle_of = dict(zip(self.dataset.query_pair.tolist(), self.dataset.query_puzzle.tolist(), strict=True))
         results = []
         for pair, candidates in counted.items():
             # Equal votes and confidences fall back on the grid itself, so that the order of arrival has no say.

@@ -47,9 +47,7 @@ def crop_grid_from_eos(tokens: TokensLike, offsets: TokensLike | None = None) ->
     values = _numpy(tokens)
     if values.ndim != 2 or values.shape[1] != CANVAS_SIDE**2:
         raise ValueError(f"expected tokens of shape (B, {CANVAS_SIDE**2}), not {tuple(values.shape)}")
-    corners = (
-        np.zeros((len(values), 2), dtype=np.int64) if offsets is None else _numpy(offsets).astype(np.int64)
-    )
+    corners = np.zeros((len(values), 2), dtype=np.int64) if offsets is None else _numpy(offsets).astype(np.int64)
     extents = crop_extents(values, None if offsets is None else corners)
     canvases = values.reshape(-1, CANVAS_SIDE, CANVAS_SIDE)
     return [

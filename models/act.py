@@ -60,7 +60,7 @@ class RecursiveReasoner(nn.Module, ABC):
     `halt_max_steps` steps (`rollout`).
     """
 
-    inner: nn.Module
+    inner: Any
 
     def __init__(self, config: Any):
         super().__init__()
@@ -100,10 +100,7 @@ class RecursiveReasoner(nn.Module, ABC):
 
     @staticmethod
     def _current_data(carry: Any, batch: Batch) -> Batch:
-        return {
-            key: where_halted(carry.halted, batch[key], current)
-            for key, current in carry.current_data.items()
-        }
+        return {key: where_halted(carry.halted, batch[key], current) for key, current in carry.current_data.items()}
 
     def _act_step(
         self, carry: Any, data: Batch, encoding: Any, active: Bool[Tensor, "batch 900"], draws: Tensor | None
@@ -118,9 +115,7 @@ class RecursiveReasoner(nn.Module, ABC):
                 halted = steps >= limit
             else:
                 halted = decide_halting(steps, q_halt, draws, limit, self.config.halt_exploration_prob)
-        carry = replace(
-            carry, inner_carry=inner_carry, steps=steps, halted=halted, current_data=data, **changed
-        )
+        carry = replace(carry, inner_carry=inner_carry, steps=steps, halted=halted, current_data=data, **changed)
         outputs = {
             "logits": logits,
             "q_halt_logits": q_halt,

@@ -29,9 +29,7 @@ def _extents(tokens: Int[Tensor, "*shape 900"]) -> tuple[Int[Tensor, "*shape 2"]
     return torch.where(end > 0, first, 0), end
 
 
-def task_canvas_bounds(
-    batch: Batch, *, include_labels: bool
-) -> tuple[Int[Tensor, "batch 2"], Int[Tensor, "batch 2"]]:
+def task_canvas_bounds(batch: Batch, *, include_labels: bool) -> tuple[Int[Tensor, "batch 2"], Int[Tensor, "batch 2"]]:
     """The canvas of each sample: first row and column, and one past the last.
 
     Args:

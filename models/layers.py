@@ -49,9 +49,7 @@ class TokenEmbedding(nn.Module):
 
     def __init__(self, vocab_size: int, hidden_size: int):
         super().__init__()
-        self.embedding_weight = nn.Parameter(
-            trunc_normal_(torch.empty(vocab_size, hidden_size), hidden_size**-0.5)
-        )
+        self.embedding_weight = nn.Parameter(trunc_normal_(torch.empty(vocab_size, hidden_size), hidden_size**-0.5))
 
     def forward(self, tokens: Int[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape hidden"]:
         return F.embedding(tokens, self.embedding_weight.to(dtype))
@@ -138,9 +136,7 @@ def attend(
     if uses_varlen_kernel(q.device, q.dtype):
         out = varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k)
         assert isinstance(out, Tensor)
-        return torch.where(
-            (cu_k.diff() > 0).repeat_interleave(cu_q.diff(), output_size=len(q))[:, None, None], out, 0
-        )
+        return torch.where((cu_k.diff() > 0).repeat_interleave(cu_q.diff(), output_size=len(q))[:, None, None], out, 0)
     if len(q) == 0:
         return q
     plan = length_runs(cu_q, cu_k)
@@ -157,9 +153,7 @@ class SelfAttention(nn.Module):
         self.qkv_proj = Linear(hidden_size, 3 * hidden_size)
         self.o_proj = Linear(hidden_size, hidden_size)
 
-    def forward(
-        self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary
-    ) -> Float[Tensor, "n hidden"]:
+    def forward(self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary) -> Float[Tensor, "n hidden"]:
         qkv = rearrange(self.qkv_proj(x), "n (three h d) -> n three h d", three=3, h=self.num_heads)
         qk, v = qkv.split([2, 1], dim=1)
         if self.qk_norm:
@@ -231,9 +225,7 @@ class Residual(nn.Module):
     def __init__(self, hidden_size: int, norm_style: str = "post", layer_scale_init: float | None = None):
         super().__init__()
         self.is_pre = norm_style == "pre"
-        self.layer_scale = (
-            nn.Identity() if layer_scale_init is None else LayerScale(hidden_size, layer_scale_init)
-        )
+        self.layer_scale = nn.Identity() if layer_scale_init is None else LayerScale(hidden_size, layer_scale_init)
 
     def before(self, x: Tensor) -> Tensor:
         """What the branch reads."""
@@ -263,9 +255,7 @@ class TransformerBlock(nn.Module):
         self.attn_residual = Residual(hidden_size, norm_style, layer_scale_init)
         self.mlp_residual = Residual(hidden_size, norm_style, layer_scale_init)
 
-    def forward(
-        self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary
-    ) -> Float[Tensor, "n hidden"]:
+    def forward(self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary) -> Float[Tensor, "n hidden"]:
         x = self.attn_residual.after(x, self.self_attn(self.attn_residual.before(x), packing, rotary))
         return self.mlp_residual.after(x, self.mlp(self.mlp_residual.before(x)))
 
@@ -279,9 +269,7 @@ class MixerBlock(nn.Module):
         self.mlp_t = SwiGLU(sequence_length, expansion)
         self.mlp = SwiGLU(hidden_size, expansion)
 
-    def forward(
-        self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary
-    ) -> Float[Tensor, "n hidden"]:
+    def forward(self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary) -> Float[Tensor, "n hidden"]:
         by_channel = rearrange(x, "(s l) c -> s c l", l=self.sequence_length)
         x = rms_norm(x + rearrange(self.mlp_t(by_channel), "s c l -> (s l) c"))
         return rms_norm(x + self.mlp(x))

@@ -65,9 +65,7 @@ class ACTLossHead(nn.Module):
         self.token_loss = TOKEN_LOSSES[loss_config.loss_type]
         self.kl_weight = loss_config.kl_weight
 
-    def forward(
-        self, carry: Any, batch: Batch
-    ) -> tuple[Any, Float[Tensor, ""], dict[str, Tensor], dict[str, Tensor]]:
+    def forward(self, carry: Any, batch: Batch) -> tuple[Any, Float[Tensor, ""], dict[str, Tensor], dict[str, Tensor]]:
         """One ACT step.
 
         Returns:
@@ -83,9 +81,7 @@ class ACTLossHead(nn.Module):
             sums = self._sums(terms, carry, loss)
         return carry, loss, sums, outputs
 
-    def terms(
-        self, outputs: dict[str, Tensor], labels: Int[Tensor, "batch 900"]
-    ) -> dict[str, Float[Tensor, " batch"]]:
+    def terms(self, outputs: dict[str, Tensor], labels: Int[Tensor, "batch 900"]) -> dict[str, Float[Tensor, " batch"]]:
         """Each sample's losses and measures.
 
         `accuracy` is the share of its valid tokens that are right, `exact_accuracy` and `q_halt_accuracy` are 0 or 1,

@@ -133,9 +133,7 @@ def length_runs(cu_q: Int[Tensor, " s+1"], cu_k: Int[Tensor, " s+1"]) -> RunPlan
     def joined(parts: list[np.ndarray], dtype: type) -> Tensor:
         return torch.from_numpy(np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype)).to(cu_q.device)
 
-    return RunPlan(
-        joined(q_parts, np.int64), joined(k_parts, np.int64), joined(valid_parts, np.bool_), tuple(runs)
-    )
+    return RunPlan(joined(q_parts, np.int64), joined(k_parts, np.int64), joined(valid_parts, np.bool_), tuple(runs))
 
 
 def pack(mask: Bool[Tensor, "s l"], *, by_view: bool) -> Packing:

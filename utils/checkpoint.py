@@ -104,9 +104,7 @@ class CheckpointWriter:
     ) -> Path:
         """Everything else, then the hashes, then the rename."""
         folder = self.temporary
-        save_file(
-            {k: v.detach().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors"
-        )
+        save_file({k: v.detach().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
         if ema_state is not None:
             save_file({k: v.contiguous() for k, v in ema_state.items()}, folder / "ema.safetensors")
         torch.save(optimizer_state, folder / "optim.pt")
@@ -206,8 +204,6 @@ def load_pretrained_decoder(decoder: nn.Module, path: str, arch: dict[str, Any])
                 f"load_pretrained_decoder={path}: it was trained with arch.{key}={theirs[key]}, this run has "
                 f"arch.{key}={arch[key]}"
             )
-    decoder_state = {
-        k.removeprefix(DECODER_PREFIX): v for k, v in state.items() if k.startswith(DECODER_PREFIX)
-    }
+    decoder_state = {k.removeprefix(DECODER_PREFIX): v for k, v in state.items() if k.startswith(DECODER_PREFIX)}
     load_matching(decoder, decoder_state, f"load_pretrained_decoder={path}")
     return checkpoint.trained_on

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset.fewshot_puzzle_dataset import Batch, FewshotEvalDataset, iterate
+from dataset.grids import CANVAS_SIDE
 from evaluators.arc import ARC, EVALUATORS, QueryResult
 from evaluators.eos_utils import crop_extents
 from models.act import RecursiveReasoner
@@ -36,7 +37,7 @@ def runs_into_canvas_edge(batch: Batch, predictions: Tensor) -> Bool[np.ndarray,
     """Which predicted grids reach the last row or column of their task canvas, so that a border may be cut off."""
     start, end = (bound.cpu().numpy() for bound in task_canvas_bounds(batch, include_labels=False))
     extents = crop_extents(predictions.cpu().numpy(), start)
-    side = int(round(batch["inputs"].shape[1] ** 0.5))
+    side = CANVAS_SIDE
     return ((extents > 0) & (start + extents == end) & (end < side)).any(axis=1)
 
 
@@ -53,9 +54,7 @@ def final_outputs(model: RecursiveReasoner, batch: Batch) -> Iterator[dict[str, 
         at_edge = runs_into_canvas_edge(batch, outputs["logits"].argmax(-1))
     rows = torch.from_numpy(np.flatnonzero(at_edge)).to(outputs["logits"].device)
     if len(rows):
-        again: dict[str, Tensor] = {}
-        for again in model.rollout({key: value[rows] for key, value in batch.items()}, canvas="full"):
-            pass
+        *_, again = model.rollout({key: value[rows] for key, value in batch.items()}, canvas="full")
         for key in ("logits", "q_halt_logits", "q_continue_logits"):
             outputs[key] = outputs[key].index_copy(0, rows, again[key])
     yield {**outputs, "rerun": torch.from_numpy(at_edge).to(outputs["logits"].device)}
@@ -82,20 +81,15 @@ def evaluate(
     votings: list[ARC] = [EVALUATORS[name](dataset, seen_pairs) for name in evaluators]
     limit = model.config.halt_max_steps
     device = ranks.device
-    by_step = {
-        key: torch.zeros(limit, dtype=torch.float64, device=device) for key in (*STEP_MEASURES, "q_halt")
-    }
+    by_step = {key: torch.zeros(limit, dtype=torch.float64, device=device) for key in (*STEP_MEASURES, "q_halt")}
     totals = {
-        key: torch.zeros((), dtype=torch.float64, device=device)
-        for key in ("labelled", "queries", "rerun", "lm_loss")
+        key: torch.zeros((), dtype=torch.float64, device=device) for key in ("labelled", "queries", "rerun", "lm_loss")
     }
     health: dict[str, Tensor] = {}
     began = time.perf_counter()
     batches = iterate(dataset, workers=workers, pin_memory=device.type == "cuda")
     with torch.no_grad():
-        for batch in tqdm(
-            batches, total=len(dataset), desc=description, disable=not ranks.is_first, leave=False
-        ):
+        for batch in tqdm(batches, total=len(dataset), desc=description, disable=not ranks.is_first, leave=False):
             batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
             queries = batch.pop("query_indices")
             outputs: dict[str, Tensor] = {}
@@ -115,9 +109,7 @@ def evaluate(
                 health[key] = health.get(key, torch.zeros_like(pair)) + pair
             predictions = outputs["logits"].argmax(-1).to(torch.uint8).cpu().numpy()
             for voting in votings:
-                voting.update(
-                    queries.cpu().numpy(), predictions, outputs["q_halt_logits"].float().cpu().numpy()
-                )
+                voting.update(queries.cpu().numpy(), predictions, outputs["q_halt_logits"].float().cpu().numpy())
     if was_training:
         model.train()
     names = sorted(set(gather_lists(list(health), ranks)))

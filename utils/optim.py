@@ -77,7 +77,7 @@ class AdamATan2(Optimizer):
         torch._foreach_add_(params, updates)
 
 
-def adam_atan2_class(device: torch.device) -> type[Optimizer]:
+def adam_atan2_class(device: torch.device) -> Callable[..., Optimizer]:
     """The CUDA kernel of the extra `[fused]` where it is installed and imports, else `AdamATan2`."""
     if device.type == "cuda":
         try:

@@ -60,9 +60,7 @@ def grid_svg(grid: Grid | None, label: str) -> Markup:
         cells = "".join(f"M{c} {r}h1v1h-1z" for r, c in np.argwhere(grid == color))
         paths.append(f'<path fill="{PALETTE[color]}" d="{cells}"/>')
     size = f'width="{width * CELL_PIXELS}" height="{height * CELL_PIXELS}" viewBox="0 0 {width} {height}"'
-    opening = Markup('<svg {} role="img" aria-label="{}, {} by {}">').format(
-        Markup(size), label, height, width
-    )
+    opening = Markup('<svg {} role="img" aria-label="{}, {} by {}">').format(Markup(size), label, height, width)
     return opening + Markup("".join(paths) + "</svg>")
 
 
@@ -76,9 +74,7 @@ def shown_queries(
     indices = np.flatnonzero(is_plain)[:count]
     if not len(indices):
         return []
-    batch = {
-        key: value.to(device) for key, value in dataset.queries(indices).items() if key != "query_indices"
-    }
+    batch = {key: value.to(device) for key, value in dataset.queries(indices).items() if key != "query_indices"}
     was_training = model.training
     model.eval()
     *_, outputs = final_outputs(model, batch)
@@ -93,9 +89,7 @@ def shown_queries(
         shown.append(
             ShownQuery(
                 name=f"{store.metadata.puzzle_ids[puzzle]}, test {pair - first - demos + 1}",
-                demonstrations=[
-                    (store.grid(2 * p), store.grid(2 * p + 1)) for p in range(first, first + demos)
-                ],
+                demonstrations=[(store.grid(2 * p), store.grid(2 * p + 1)) for p in range(first, first + demos)],
                 input=store.grid(2 * pair),
                 prediction=prediction,
                 truth=truth if truth.size else None,

@@ -187,7 +187,7 @@ def create_trainer(config: TrainConfig, ranks: Ranks) -> Trainer:
         DatasetError, CheckpointError: a file that the run needs is missing or does not fit. Nothing is written then.
     """
     store = load_stores(config.data_paths)
-    shared = {"max_demos": config.max_demos, "rank": ranks.rank, "world_size": ranks.world_size}
+    shared: dict[str, Any] = {"max_demos": config.max_demos, "rank": ranks.rank, "world_size": ranks.world_size}
     train_data = FewshotTrainDataset(
         store,
         global_batch_size=config.global_batch_size,
@@ -209,9 +209,7 @@ def create_trainer(config: TrainConfig, ranks: Ranks) -> Trainer:
     trained_on = seen_in_training(store, train_data)
     if config.load_pretrained_decoder is not None:
         arch = dump_config(config)["arch"]
-        trained_on = trained_on.joined(
-            load_pretrained_decoder(model.inner, config.load_pretrained_decoder, arch)
-        )
+        trained_on = trained_on.joined(load_pretrained_decoder(model.inner, config.load_pretrained_decoder, arch))
         log.info("decoder loaded from %s", config.load_pretrained_decoder)
     groups = parameter_groups(
         model,
@@ -259,9 +257,7 @@ class MetricWindow:
         distributed.sum_over_ranks(values, ranks)
         sums = dict(zip(names, torch.stack(values).tolist(), strict=True))
         samples = self.steps * global_batch_size
-        metrics = {
-            f"train/{key}": sums[key] / samples for key in ("loss", "lm_loss", "q_halt_loss", "kl_loss")
-        }
+        metrics = {f"train/{key}": sums[key] / samples for key in ("loss", "lm_loss", "q_halt_loss", "kl_loss")}
         for prefix in ("", "inflight_"):
             count = sums[f"{prefix}count"]
             if count:
@@ -315,9 +311,7 @@ def fit(config: TrainConfig, ranks: Ranks) -> dict[str, float]:
                 trainer.logger.log(trainer.step, metrics)
                 refuse_non_finite(trainer.step, metrics)
                 last |= metrics
-                shown = {
-                    k: f"{last.get(f'train/{k}', float('nan')):.3f}" for k in ("loss", "accuracy", "steps")
-                }
+                shown = {k: f"{last.get(f'train/{k}', float('nan')):.3f}" for k in ("loss", "accuracy", "steps")}
                 bar.set_postfix(shown)
                 window = MetricWindow()
             if evaluates:
@@ -409,8 +403,8 @@ def summary(metrics: dict[str, float], folder: Path) -> str:
         for name in (f"pass@{k}", f"contaminated_pass@{k}"):
             if f"ARC/{name}" in metrics:
                 solved, low, high = (metrics[f"ARC/{name}_{part}"] for part in ("solved", "low", "high"))
-                figure = f"{100 * metrics[f'ARC/{name}']:.1f} % ({solved:g}/{num_puzzles}, 95 %: {100 * low:.1f}-{100 * high:.1f} %)"
-                rows.append((f"held-out {name}", figure))
+                interval = f"{solved:g}/{num_puzzles}, 95 %: {100 * low:.1f}-{100 * high:.1f} %"
+                rows.append((f"held-out {name}", f"{100 * metrics[f'ARC/{name}']:.1f} % ({interval})"))
     rows.append(("run folder", str(folder)))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
@@ -418,9 +412,7 @@ def summary(metrics: dict[str, float], folder: Path) -> str:
 
 def main(default_config: str, argv: Sequence[str] | None = None) -> None:
     """The command line of every entry script: `[--config-name NAME] [--cfg] [key=value ...]`."""
-    parser = argparse.ArgumentParser(
-        description="Train and evaluate; overrides are Hydra's: key=value, +key=value."
-    )
+    parser = argparse.ArgumentParser(description="Train and evaluate; overrides are Hydra's: key=value, +key=value.")
     parser.add_argument("--config-name", default=default_config, help=f"one of: {', '.join(config_names())}")
     parser.add_argument("--cfg", action="store_true", help="print the composed config and exit")
     parser.add_argument("overrides", nargs="*", metavar="key=value")

@@ -46,13 +46,10 @@ class ReasoningLevel(nn.Module):
         super().__init__()
         if config.mlp_t:
             length = config.puzzle_emb_len + SEQ_LEN
-            blocks = [
-                MixerBlock(config.hidden_size, length, config.expansion) for _ in range(config.L_layers)
-            ]
+            blocks = [MixerBlock(config.hidden_size, length, config.expansion) for _ in range(config.L_layers)]
         else:
             blocks = [
-                TransformerBlock(config.hidden_size, config.num_heads, config.expansion)
-                for _ in range(config.L_layers)
+                TransformerBlock(config.hidden_size, config.num_heads, config.expansion) for _ in range(config.L_layers)
             ]
         self.layers = nn.ModuleList(blocks)
 
@@ -102,14 +99,10 @@ class TRMEncoderInner(nn.Module):
     def initial_carry(self, batch_size: int, device: torch.device) -> TRMEncoderInnerCarry:
         """The latents at the start of reasoning."""
         shape = (batch_size, self.config.puzzle_emb_len + SEQ_LEN, self.config.hidden_size)
-        z_H, z_L = (
-            init.to(device, self.dtype).expand(shape).contiguous() for init in (self.H_init, self.L_init)
-        )
+        z_H, z_L = (init.to(device, self.dtype).expand(shape).contiguous() for init in (self.H_init, self.L_init))
         return TRMEncoderInnerCarry(z_H, z_L)
 
-    def reset_carry(
-        self, needs_reset: Bool[Tensor, " batch"], carry: TRMEncoderInnerCarry
-    ) -> TRMEncoderInnerCarry:
+    def reset_carry(self, needs_reset: Bool[Tensor, " batch"], carry: TRMEncoderInnerCarry) -> TRMEncoderInnerCarry:
         """The initial latents where `needs_reset`, else the carry's."""
         return TRMEncoderInnerCarry(
             where_halted(needs_reset, self.H_init.to(self.dtype), carry.z_H),
@@ -140,9 +133,7 @@ class TRMEncoderInner(nn.Module):
         tokens = batch["inputs"].int()
         if active is None:
             active = torch.ones_like(tokens, dtype=torch.bool)
-        packing = pack(
-            torch.cat([context.mask, active], dim=1), by_view=packs_by_view(tokens.device, self.dtype)
-        )
+        packing = pack(torch.cat([context.mask, active], dim=1), by_view=packs_by_view(tokens.device, self.dtype))
         x, rotary = self._inputs(tokens, context, packing)
         z_H, z_L = packing.gather(carry.z_H), packing.gather(carry.z_L)
         z_H, z_L = self._reason(z_H, z_L, x, packing, rotary)
@@ -161,9 +152,7 @@ class TRMEncoderInner(nn.Module):
     ) -> tuple[Float[Tensor, "n hidden"], Rotary]:
         """√hidden · [context ; token embeddings] of the packed rows, and their rotary angles."""
         batch, num_context, hidden = context.context.shape
-        slots = torch.arange(batch * num_context, device=tokens.device, dtype=torch.int32).view(
-            batch, num_context
-        )
+        slots = torch.arange(batch * num_context, device=tokens.device, dtype=torch.int32).view(batch, num_context)
         index = packing.gather(torch.cat([slots + VOCAB_SIZE, tokens], dim=1))
         weight = self.embed_tokens.embedding_weight.to(self.dtype)
         table = torch.cat([weight, context.context.to(self.dtype).reshape(-1, hidden)])
