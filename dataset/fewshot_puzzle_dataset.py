@@ -168,6 +168,13 @@ class FewshotTrainDataset(Dataset[Batch]):
         self.slots = np.arange(rank * local, (rank + 1) * local)
         self._epoch_table = lru_cache(maxsize=8)(self._draw_epoch)
 
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self).items() if name != "_epoch_table"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._epoch_table = lru_cache(maxsize=8)(self._draw_epoch)
+
     def _refuse_puzzles_without_query(self, query_sampling: QuerySampling) -> None:
         queries = self.may_query.sum(axis=1)
         needed = 2 if query_sampling == "leave_one_out" else 1  # left out one, another stays as a demonstration
@@ -193,6 +200,8 @@ class FewshotTrainDataset(Dataset[Batch]):
         return rng.permutation(len(self.puzzles)), rng.random((len(self.puzzles), draws))
 
     def __getitem__(self, number: int) -> Batch:
+        if not 0 <= number < len(self):
+            raise IndexError(f"batch {number} of {len(self)}")
         epochs, positions = np.divmod(number * self.global_batch_size + self.slots, len(self.puzzles))
         rows, draws = [], []
         for epoch in np.unique(epochs):

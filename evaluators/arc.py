@@ -32,12 +32,15 @@ class Candidate:
     """A grid that was predicted, how often, and how sure the model was."""
 
     grid: Grid
-    votes: int = 0
-    confidence: float = 0.0
+    confidences: list[float] = field(default_factory=list)
+
+    @property
+    def votes(self) -> int:
+        return len(self.confidences)
 
     @property
     def rank_key(self) -> tuple[int, float]:
-        return self.votes, self.confidence / self.votes
+        return self.votes, math.fsum(self.confidences) / self.votes
 
 
 @dataclass
@@ -99,8 +102,7 @@ class ARC:
         for query, grid, confidence in self.votes if votes is None else votes:
             candidates = counted[int(self.dataset.query_pair[query])]
             candidate = candidates.setdefault((grid.shape, grid.tobytes()), Candidate(grid))
-            candidate.votes += 1
-            candidate.confidence += confidence
+            candidate.confidences.append(confidence)
         puzzle_of = dict(zip(self.dataset.query_pair.tolist(), self.dataset.query_puzzle.tolist(), strict=True))
         results = []
         for pair, candidates in counted.items():

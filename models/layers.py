@@ -70,11 +70,10 @@ class RotaryTable(nn.Module):
         super().__init__()
         frequencies = ROPE_THETA ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
         angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), frequencies)
-        angles = torch.cat([angles, angles], dim=-1)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def forward(self, positions: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n 1 d"], Float[Tensor, "n 1 d"]]:
+    def forward(self, positions: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n 1 d/2"], Float[Tensor, "n 1 d/2"]]:
         return self.cos[positions].unsqueeze(-2), self.sin[positions].unsqueeze(-2)
 
 
@@ -87,8 +86,7 @@ def apply_rotary(x: Float[Tensor, "n ... d"], rotary: Rotary) -> Float[Tensor, "
     if x.dim() == 4:  # queries and keys at once
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     first, second = x.chunk(2, dim=-1)
-    half_turned = torch.cat([-second, first], dim=-1)
-    return (x * cos + half_turned * sin).to(x.dtype)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
 def uses_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:

@@ -141,7 +141,7 @@ class TRMEncoderInner(nn.Module):
         logits = z_H.new_zeros(len(tokens), num_context + SEQ_LEN, VOCAB_SIZE, dtype=torch.float32)
         logits[..., PAD] = OUTSIDE_PAD_LOGIT
         logits = packing.scatter(self.lm_head(z_H).float(), logits)[:, num_context:]
-        q_halt, q_continue = self.q_head(z_H[packing.first_row].float()).unbind(-1)
+        q_halt, q_continue = self.q_head(z_H[packing.first_row].to(self.q_head.weight.dtype)).unbind(-1)
         new_carry = TRMEncoderInnerCarry(
             packing.scatter(z_H.detach(), carry.z_H), packing.scatter(z_L.detach(), carry.z_L)
         )

@@ -1,0 +1,286 @@
+"""The schema: what composes, what is refused, and what the refusal says."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from config.schema import CONFIG_DIR, ConfigError, TrainConfig, config_names, dump_config, load_config
+
+NAME = "cfg_pretrain_etrm_arc_agi_1"
+ROOT = Path(__file__).parents[2]
+
+
+def refusal(*overrides: str, name: str = NAME) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(name, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_run_config_composes(name: str) -> None:
+    config = load_config(name)
+    assert load_config(f"{name}.yaml") == config
+    assert TrainConfig.model_validate(dump_config(config)) == config
+    assert TrainConfig.model_validate(yaml.safe_load(yaml.safe_dump(dump_config(config)))) == config
+
+
+def test_the_names_are_those_of_the_files() -> None:
+    assert NAME in config_names()
+    assert {f"{name}.yaml" for name in config_names()} == {path.name for path in CONFIG_DIR.glob("cfg_*.yaml")}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG_DIR.rglob("*.yaml")), ids=lambda path: path.name)
+def test_project_and_run_name_stand_in_no_config_file(path: Path) -> None:
+    """So that `+project_name=...` works with every config."""
+    assert not {"project_name", "run_name"} & set(yaml.safe_load(path.read_text()))
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_project_and_run_name_can_be_added(name: str) -> None:
+    config = load_config(name, ["+project_name=etrm-semi-final", '+run_name="E0a ETRM, 0.5"'])
+    assert (config.project_name, config.run_name) == ("etrm-semi-final", "E0a ETRM, 0.5")
+
+
+@pytest.mark.parametrize("key", ["project_name", "run_name"])
+def test_a_name_without_plus_tells_to_write_it(key: str) -> None:
+    assert f"+{key}=" in refusal(f"{key}=x")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("arch.encoder_num_layer=3", "arch.encoder_num_layers"),
+        ("arch.hiden_size=64", "arch.hidden_size"),
+        ("+arch.loss.kl_weigth=1", "arch.loss.kl_weight"),
+        ("grad_clip=1.0", "grad_clip_norm"),
+        ("+max_train_group=3", "max_train_groups"),
+        ("halt_max_steps=3", "arch.halt_max_steps"),
+    ],
+)
+def test_an_unknown_key_names_itself_and_the_nearest(written: str, meant: str) -> None:
+    message = refusal(written)
+    assert f"unknown key '{written.lstrip('+').split('=')[0]}'" in message
+    assert f"'{meant}'" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "allowed"),
+    [
+        ("arch.encoder_pooling_method=max", ["mean", "attention", "weighted"]),
+        ("arch.encoder_norm_style=both", ["post", "pre"]),
+        ("arch.canvas=half", ["task", "full"]),
+        ("arch.forward_dtype=float16", ["bfloat16", "float32"]),
+        ("arch.loss.loss_type=mse", ["stablemax_cross_entropy", "softmax_cross_entropy"]),
+        ("arch.encoder_type=hybrid", ["standard"]),
+        ("arch.H_layers=2", ["0"]),
+        ("query_sampling=all", ["test", "leave_one_out"]),
+        ("device=tpu", ["auto", "cpu", "cuda"]),
+        ("evaluators=[{name: arc@Other}]", ["arc@ARC"]),
+        ("arch.name=os@system", ["recursive_reasoning.etrm@TRMWithEncoder"]),
+    ],
+)
+def test_a_wrong_choice_names_its_key_and_the_choices(override: str, allowed: list[str]) -> None:
+    message = refusal(override)
+    assert override.split("=")[0] in message
+    assert all(choice in message for choice in allowed)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "lr=abc",
+        "lr=0",
+        "lr=-1e-4",
+        "lr=nan",
+        "lr=inf",
+        "lr=null",
+        "lr=true",
+        "lr_min_ratio=1.5",
+        "lr_min_ratio=nan",
+        "beta1=1",
+        "beta2=nan",
+        "weight_decay=-0.1",
+        "grad_clip_norm=inf",
+        "ema_rate=1",
+        "ema=maybe",
+        "epochs=0",
+        "epochs=1.5",
+        "epochs=true",
+        "seed=-1",
+        "data_workers=-1",
+        "global_batch_size=0",
+        "max_demos=0",
+        "max_train_groups=0",
+        "log_interval=0",
+        "data_paths=[]",
+        "data_paths=one",
+        "arch.halt_max_steps=0",
+        "arch.halt_exploration_prob=1.1",
+        "arch.halt_exploration_prob=nan",
+        "arch.hidden_size=0",
+        "arch.encoder_layer_scale_init=0",
+        "+run_name=a/b",
+        "+run_name=..",
+        "+run_name=../outside",
+        "+run_name=a..b",
+        "+run_name=.hidden",
+        "+run_name=/etc",
+        '+run_name=""',
+        "+project_name=../outside",
+        "+project_name=..",
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_key(override: str) -> None:
+    key = override.lstrip("+").split("=")[0]
+    assert key in refusal(override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["lr=[1", "lr=1,2", "lr", "lr=${nothing}", "=1", "load_pretrained_decoder=a=b", "lr={"],
+)
+def test_an_override_that_cannot_be_read_is_shown_in_one_line(override: str) -> None:
+    message = refusal(override)
+    assert override in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("override", ["arch=../cfg_demo", "arch=/etc/passwd", "arch=nosuch", "+arch=../../x"])
+def test_a_config_group_choice_stays_in_its_folder(override: str) -> None:
+    assert override.lstrip("+").split("=")[1] in refusal(override)
+
+
+@pytest.mark.parametrize("name", ["", "nosuch", "../config/cfg_demo", "/etc/passwd", "arch/etrm", "schema"])
+def test_an_unknown_config_name_lists_those_there_are(name: str) -> None:
+    message = refusal(name=name)
+    assert all(known in message for known in config_names())
+
+
+def test_a_deleted_key_is_missing() -> None:
+    assert "missing key 'lr'" in refusal("~lr")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "unused"),
+    [
+        (["arch.loss.kl_weight=1"], "arch.loss.kl_weight"),
+        (["++arch.loss.kl_weight=1"], "arch.loss.kl_weight"),
+        (["arch.loss={kl_weight: 1}"], "arch.loss.kl_weight"),
+        (["ema=false", "ema_rate=0.9"], "ema_rate"),
+        (["ema_rate=0.9", "ema=false"], "ema_rate"),
+        (["freeze_encoder=true", "encoder_lr_scale=0.5"], "encoder_lr_scale"),
+        (["arch.halt_max_steps=1", "arch.halt_exploration_prob=0.3"], "arch.halt_exploration_prob"),
+        (["hydra.run.dir=elsewhere"], "hydra.run.dir"),
+    ],
+)
+def test_overriding_an_option_that_changes_nothing_is_refused(overrides: list[str], unused: str) -> None:
+    message = refusal(*overrides)
+    assert unused in message
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], ["ema=false"], ["freeze_encoder=true"], ["arch.halt_max_steps=1"]], ids=" ".join
+)
+def test_a_config_file_may_hold_options_that_are_not_used(overrides: list[str]) -> None:
+    assert load_config(NAME, overrides).unused_keys()
+
+
+def test_options_are_used_again_when_their_condition_is_given_back() -> None:
+    load_config(NAME, ["ema=true", "ema_rate=0.9", "encoder_lr_scale=0.5", "arch.halt_exploration_prob=0.3"])
+
+
+@pytest.mark.parametrize("overrides", [["arch.hidden_size=60"], ["arch.num_heads=5"], ["arch.hidden_size=8"]])
+def test_a_hidden_size_that_the_heads_cannot_share_names_both_keys(overrides: list[str]) -> None:
+    message = refusal(*overrides)
+    assert "arch.hidden_size" in message
+    assert "arch.num_heads" in message
+
+
+def test_mixing_over_positions_needs_the_full_canvas() -> None:
+    message = refusal("arch.mlp_t=true")
+    assert "arch.mlp_t" in message
+    assert "arch.canvas=full" in message
+    assert load_config(NAME, ["arch.mlp_t=true", "arch.canvas=full"]).arch.mlp_t
+
+
+def test_freezing_everything_is_refused() -> None:
+    message = refusal("freeze_encoder=true", "freeze_decoder_steps=5")
+    assert "freeze_encoder" in message
+    assert "freeze_decoder_steps" in message
+
+
+def test_the_last_of_two_overrides_wins() -> None:
+    assert load_config(NAME, ["lr=1", "lr=2"]).lr == 2
+
+
+def test_several_faults_are_all_named() -> None:
+    message = refusal("lr=abc", "epochs=0", "arch.canvas=half")
+    assert all(key in message for key in ("lr=abc", "epochs=0", "arch.canvas=half"))
+
+
+def fields_of(config: BaseModel) -> list[tuple[BaseModel, str, Any]]:
+    found = []
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        found += [(config, name, value), *(fields_of(value) if isinstance(value, BaseModel) else [])]
+    return found
+
+
+def test_a_config_cannot_be_changed() -> None:
+    config = load_config(NAME)
+    for section, name, value in fields_of(config):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(section, name, value)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.arch.new_key = 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_no_section_takes_an_unknown_key() -> None:
+    values = dump_config(load_config(NAME))
+    insert: list[Callable[[dict[str, Any]], Any]] = [
+        lambda v: v.update(other=1),
+        lambda v: v["arch"].update(other=1),
+        lambda v: v["arch"]["loss"].update(other=1),
+        lambda v: v["evaluators"][0].update(other=1),
+    ]
+    for change in insert:
+        changed = dump_config(load_config(NAME))
+        change(changed)
+        assert changed != values
+        with pytest.raises(ValidationError, match="other"):
+            TrainConfig.model_validate(changed)
+
+
+def test_composing_does_not_look_at_files(tmp_path: Path) -> None:
+    """Job lines validate without the files that they name, from any directory."""
+    config = load_config(NAME, ["data_paths=[no/such/data]", "load_pretrained_decoder=no/such/run"])
+    assert config.load_pretrained_decoder == "no/such/run"
+    assert not list(tmp_path.iterdir())
+
+
+def test_loading_twice_gives_equal_configs_and_leaves_no_global_state() -> None:
+    first = load_config(NAME, ["lr=1e-3"])
+    refusal("lr=abc")
+    assert load_config(NAME, ["lr=1e-3"]) == first
+    assert load_config(NAME) != first
+
+
+def test_the_schema_composes_in_a_fresh_process(tmp_path: Path) -> None:
+    """Without torch: job files are validated in a second, so the schema must not import the models."""
+    code = f"from config.schema import load_config; import sys; load_config({NAME!r}); print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,142 @@
+"""Naive references, written from the papers' formulas: one sequence at a time, no packing, no shared blocks."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rms(x: Tensor) -> Tensor:
+    return x / torch.sqrt(x.square().mean(-1, keepdim=True) + 1e-5)
+
+
+def rotate(x: Tensor, positions: Tensor) -> Tensor:
+    """Rotate-half rotary embedding of (tokens, width) at theta 10000."""
+    width = x.shape[-1]
+    angles = positions[:, None] * 10000.0 ** (-torch.arange(0, width, 2) / width)
+    cos, sin = torch.cat([angles.cos()] * 2, -1), torch.cat([angles.sin()] * 2, -1)
+    half_turned = torch.cat([-x[:, width // 2 :], x[:, : width // 2]], -1)
+    return x * cos + half_turned * sin
+
+
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.softmax(q @ k.T / math.sqrt(q.shape[-1]), -1) @ v
+
+
+def self_attention(x: Tensor, attention: Any, positions: Tensor, qk_norm: bool = False) -> Tensor:
+    hidden, heads = x.shape[-1], attention.num_heads
+    q, k, v = (x @ w.T for w in attention.qkv_proj.weight.split(hidden))
+    outputs = []
+    for h in range(heads):
+        part = slice(h * hidden // heads, (h + 1) * hidden // heads)
+        queries, keys = q[:, part], k[:, part]
+        if qk_norm:
+            queries, keys = rms(queries), rms(keys)
+        outputs.append(softmax_attention(rotate(queries, positions), rotate(keys, positions), v[:, part]))
+    return torch.cat(outputs, -1) @ attention.o_proj.weight.T
+
+
+def cross_attention(x: Tensor, memory: Tensor, attention: Any) -> Tensor:
+    hidden, heads = x.shape[-1], attention.num_heads
+    q = x @ attention.q_proj.weight.T
+    k, v = (memory @ w.T for w in attention.kv_proj.weight.split(hidden))
+    parts = [slice(h * hidden // heads, (h + 1) * hidden // heads) for h in range(heads)]
+    return torch.cat([softmax_attention(q[:, p], k[:, p], v[:, p]) for p in parts], -1) @ attention.o_proj.weight.T
+
+
+def swiglu(x: Tensor, mlp: Any) -> Tensor:
+    gate, up = (x @ mlp.gate_up_proj.weight.T).chunk(2, -1)
+    return (F.silu(gate) * up) @ mlp.down_proj.weight.T
+
+
+def post_norm_block(x: Tensor, block: Any, positions: Tensor) -> Tensor:
+    x = rms(x + self_attention(x, block.self_attn, positions))
+    return rms(x + swiglu(x, block.mlp))
+
+
+def encoder_block(x: Tensor, block: Any, positions: Tensor, config: Any) -> Tensor:
+    def scaled(residual: Any, branch: Tensor) -> Tensor:
+        return branch if config.encoder_layer_scale_init is None else branch * residual.layer_scale.scale
+
+    qk_norm = config.encoder_qk_norm
+    if config.encoder_norm_style == "pre":
+        x = x + scaled(block.attn_residual, self_attention(rms(x), block.self_attn, positions, qk_norm))
+        return x + scaled(block.mlp_residual, swiglu(rms(x), block.mlp))
+    x = rms(x + scaled(block.attn_residual, self_attention(x, block.self_attn, positions, qk_norm)))
+    return rms(x + scaled(block.mlp_residual, swiglu(x, block.mlp)))
+
+
+def pair_vector(encoder: Any, grid_in: Tensor, grid_out: Tensor, config: Any) -> Tensor:
+    """One demonstration pair through `DemoGridEncoder`: only its non-PAD tokens, at their canvas positions."""
+    tokens = torch.cat([grid_in, grid_out]).long()
+    positions = torch.nonzero(tokens).squeeze(-1)
+    is_output = positions >= 900
+    embedded = torch.where(
+        is_output[:, None],
+        encoder.output_embedding.embedding_weight[tokens[positions]],
+        encoder.input_embedding.embedding_weight[tokens[positions]],
+    )
+    x = embedded * math.sqrt(config.hidden_size)
+    for block in encoder.layers:
+        x = encoder_block(x, block, positions, config)
+    if config.encoder_norm_style == "pre":
+        x = rms(x)
+    method = config.encoder_pooling_method
+    if method == "mean":
+        pooled = x.mean(0)
+    elif method == "weighted":
+        weights = torch.sigmoid(x @ encoder.pooling.gate.weight.T)
+        pooled = (weights * x).sum(0) / weights.sum()
+    else:
+        pooled = cross_attention(encoder.pooling.query, x, encoder.pooling.attention)[0]
+    return pooled @ encoder.projection.weight.T
+
+
+def set_context(encoder: Any, pairs: Tensor) -> Tensor:
+    """`DemoSetEncoder` for one sample's (pairs, hidden)."""
+    x = encoder.queries
+    for block in encoder.layers:
+        x = rms(x + cross_attention(x, pairs, block.cross_attn))
+        x = rms(x + swiglu(x, block.mlp))
+    return rms(x)
+
+
+def standard_context(encoder: Any, batch: dict[str, Tensor], sample: int, config: Any) -> Tensor:
+    """The standard encoder's context of one sample, pair by pair."""
+    pairs = [
+        pair_vector(encoder.grid_encoder, batch["demo_inputs"][sample, k], batch["demo_labels"][sample, k], config)
+        for k in range(batch["demo_mask"].shape[1])
+        if batch["demo_mask"][sample, k]
+    ]
+    return set_context(encoder.set_encoder, torch.stack(pairs))
+
+
+def mixer_block(x: Tensor, block: Any) -> Tensor:
+    x = rms(x + swiglu(x.T, block.mlp_t).T)
+    return rms(x + swiglu(x, block.mlp))
+
+
+def decoder_step(
+    inner: Any, z_H: Tensor, z_L: Tensor, tokens: Tensor, context: Tensor, cells: Tensor, config: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One ACT step of one sample from the paper's pseudocode: (z_H, z_L, logits, q) over context and given cells."""
+    num_context = len(context)
+    embedded = inner.embed_tokens.embedding_weight[tokens.long()[cells]]
+    x = math.sqrt(config.hidden_size) * torch.cat([context, embedded])
+    positions = torch.cat([torch.arange(num_context), num_context + cells])
+
+    def level(h: Tensor) -> Tensor:
+        for block in inner.L_level.layers:
+            h = mixer_block(h, block) if config.mlp_t else post_norm_block(h, block, positions)
+        return h
+
+    for cycle in range(config.H_cycles):
+        with torch.set_grad_enabled(cycle == config.H_cycles - 1):
+            for _ in range(config.L_cycles):
+                z_L = level(z_L + (z_H + x))
+            z_H = level(z_H + z_L)
+    logits = z_H[num_context:] @ inner.lm_head.weight.T
+    q = inner.q_head.weight @ z_H[0] + inner.q_head.bias
+    return z_H, z_L, logits, q

