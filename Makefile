@@ -19,7 +19,11 @@ $(DATA)/metadata.json: $(VENV)/.installed
 	$(PY) -m dataset.build_arc_dataset --output-dir $(DATA) --subsets training evaluation \
 		--test-set-name evaluation --num-aug 1000 --seed 42
 
-demo: $(VENV)/.installed $(DATA)/metadata.json
+data/arc1-demo/metadata.json: $(VENV)/.installed
+	$(PY) -m dataset.build_arc_dataset --output-dir data/arc1-demo --subsets training evaluation \
+		--test-set-name evaluation --num-aug 1 --max-side 10 --seed 42
+
+demo: $(VENV)/.installed data/arc1-demo/metadata.json
 	$(PY) pretrain_etrm.py --config-name cfg_demo
 
 test: $(VENV)/.installed
@@ -31,5 +35,5 @@ check: $(VENV)/.installed
 	$(PY) -m basedpyright
 	$(PY) -m pytest
 
-bench: $(VENV)/.installed $(DATA)/metadata.json
+bench: $(VENV)/.installed $(DATA)/metadata.json data/arc1-demo/metadata.json
 	$(PY) -m benchmarks.bench

@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -46,9 +46,8 @@ class LossConfig(_Section):
 
 
 class ArchConfig(_Section):
-    """The recursive decoder and ACT, and the encoder of ETRM."""
+    """The recursive decoder, ACT, and the encoder of single demonstration pairs."""
 
-    name: Literal["recursive_reasoning.etrm@TRMWithEncoder"]
     loss: LossConfig
 
     hidden_size: Positive
@@ -65,13 +64,11 @@ class ArchConfig(_Section):
     halt_max_steps: Positive
     halt_exploration_prob: Probability
 
-    encoder_type: Literal["standard"]
     encoder_num_layers: Positive
     encoder_norm_style: Literal["post", "pre"]
     encoder_layer_scale_init: PositiveFloat | None
     encoder_qk_norm: bool
     encoder_pooling_method: Literal["mean", "attention", "weighted"]
-    encoder_set_layers: Positive
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "ArchConfig":
@@ -84,14 +81,68 @@ class ArchConfig(_Section):
             raise ValueError(f"arch.mlp_t=true mixes all {SEQ_LEN} cells: it needs arch.canvas=full")
         return self
 
+    @property
+    def is_variational(self) -> bool:
+        """Whether the encoder samples, so that there is a KL divergence."""
+        return False
+
+    @property
+    def encoder_name(self) -> str:
+        """The encoder, as run folders and reports call it."""
+        return "none"
+
     def unused_keys(self) -> dict[str, str]:
         """Keys that the chosen options do not read, with the reason."""
         unused = {}
         if self.halt_max_steps == 1:
             unused["halt_exploration_prob"] = "arch.halt_max_steps=1 leaves nothing to explore"
-        if self.encoder_type == "standard":
-            unused["loss.kl_weight"] = "arch.encoder_type=standard is deterministic and has no KL"
+        if not self.is_variational:
+            unused["loss.kl_weight"] = f"the encoder {self.encoder_name} is deterministic and has no KL"
         return unused
+
+
+class EtrmArch(ArchConfig):
+    """ETRM: a static encoder."""
+
+    name: Literal["recursive_reasoning.etrm@TRMWithEncoder"]
+    encoder_type: Literal["standard"]
+    encoder_set_layers: Positive
+
+    @property
+    def encoder_name(self) -> str:
+        return self.encoder_type
+
+
+class EtrmtrmArch(ArchConfig):
+    """ETRMTRM: a recurrent encoder; `encoder_type` is that of its grid encoder."""
+
+    name: Literal["recursive_reasoning.etrmtrm@TRMWithRecurrentEncoder"]
+    encoder_type: Literal["standard"]
+    recurrent_encoder_type: Literal["recurrent_standard", "trm_style"]
+    encoder_h_cycles: Positive
+    encoder_l_cycles: Positive
+    encoder_l_layers: Positive
+    encoder_grad_cycles: Literal["last", "all"]
+    encoder_state_ema: Beta
+    encoder_residual_scale: PositiveFloat
+    encoder_context_norm: bool
+
+    @property
+    def encoder_name(self) -> str:
+        return self.recurrent_encoder_type
+
+    def unused_keys(self) -> dict[str, str]:
+        unused = super().unused_keys()
+        if self.recurrent_encoder_type == "recurrent_standard":
+            why = "arch.recurrent_encoder_type=recurrent_standard has no inner loops"
+            loops = ("encoder_h_cycles", "encoder_l_cycles", "encoder_l_layers", "encoder_grad_cycles")
+            unused |= dict.fromkeys(loops, why)
+        elif self.encoder_h_cycles == 1:
+            unused["encoder_grad_cycles"] = "arch.encoder_h_cycles=1 has a gradient anyway"
+        return unused
+
+
+AnyArch = EtrmArch | EtrmtrmArch
 
 
 class EvaluatorConfig(_Section):
@@ -101,7 +152,7 @@ class EvaluatorConfig(_Section):
 class TrainConfig(_Section):
     """A whole run."""
 
-    arch: ArchConfig
+    arch: Annotated[AnyArch, Field(discriminator="name")]
     data_paths: Annotated[tuple[str, ...], Field(min_length=1)]
     evaluators: tuple[EvaluatorConfig, ...]
 
@@ -163,16 +214,17 @@ class TrainConfig(_Section):
 
 
 def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    keys = []
+    keys: list[str] = []
     for name, info in model.model_fields.items():
         keys.append(prefix + name)
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            keys += _all_keys(info.annotation, f"{prefix}{name}.")
-    return keys
+        for part in get_args(info.annotation) or (info.annotation,):
+            if isinstance(part, type) and issubclass(part, BaseModel) and part is not EvaluatorConfig:
+                keys += _all_keys(part, f"{prefix}{name}.")
+    return list(dict.fromkeys(keys))
 
 
 def _nearest(key: str) -> str:
-    known = _all_keys(TrainConfig)
+    known = [name for name in _all_keys(TrainConfig) if name != key]
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if not close:
         last = {name.rsplit(".", 1)[-1]: name for name in known}
@@ -183,9 +235,11 @@ def _nearest(key: str) -> str:
 def _explain(error: ValidationError) -> str:
     lines = []
     for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"])
+        key = ".".join(str(part) for part in fault["loc"] if "@" not in str(part))
         message = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "extra_forbidden":
+        if fault["type"] == "extra_forbidden" and key in _all_keys(TrainConfig):
+            lines.append(f"the key '{key}' does not belong to the chosen arch")
+        elif fault["type"] == "extra_forbidden":
             lines.append(f"unknown key '{key}'{_nearest(key)}")
         elif fault["type"] == "missing":
             lines.append(f"missing key '{key}'")
@@ -244,6 +298,8 @@ def _explain_hydra(error: Exception) -> str:
         name = key.group(1) if key else match.group(1) or match.group(2)
         if name in ("project_name", "run_name"):
             return f"'{name}' stands in no config file: write +{name}=..."
+        if name in _all_keys(TrainConfig):
+            return f"the key '{name}' does not belong to the chosen arch"
         return f"unknown key '{name}'{_nearest(name)}"
     return message.splitlines()[0] if len(message) > 400 else message
 

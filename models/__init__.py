@@ -6,9 +6,11 @@ from typing import Any
 from dataset.grids import SEQ_LEN, VOCAB_SIZE
 from models.act import RecursiveReasoner
 from models.recursive_reasoning.etrm import TRMWithEncoder
+from models.recursive_reasoning.etrmtrm import TRMWithRecurrentEncoder
 
 MODELS: dict[str, Callable[[Any], RecursiveReasoner]] = {
     "recursive_reasoning.etrm@TRMWithEncoder": TRMWithEncoder,
+    "recursive_reasoning.etrmtrm@TRMWithRecurrentEncoder": TRMWithRecurrentEncoder,
 }
 
 

@@ -218,11 +218,17 @@ class LayerScale(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + branch with RMS norm after the sum (`post`) or before the branch (`pre`), and optional layer scale."""
+    """x + scale · branch, RMS norm after the sum (`post`) or before the branch (`pre`), optional layer scale."""
 
-    def __init__(self, hidden_size: int, norm_style: str = "post", layer_scale_init: float | None = None):
+    def __init__(
+        self,
+        hidden_size: int,
+        norm_style: str = "post",
+        layer_scale_init: float | None = None,
+        residual_scale: float = 1.0,
+    ):
         super().__init__()
-        self.is_pre = norm_style == "pre"
+        self.is_pre, self.residual_scale = norm_style == "pre", residual_scale
         self.layer_scale = nn.Identity() if layer_scale_init is None else LayerScale(hidden_size, layer_scale_init)
 
     def before(self, x: Tensor) -> Tensor:
@@ -231,7 +237,8 @@ class Residual(nn.Module):
 
     def after(self, x: Tensor, branch: Tensor) -> Tensor:
         """What the block goes on with."""
-        total = x + self.layer_scale(branch)
+        branch = self.layer_scale(branch)
+        total = x + (branch if self.residual_scale == 1 else self.residual_scale * branch)
         return total if self.is_pre else rms_norm(total)
 
 
@@ -246,12 +253,13 @@ class TransformerBlock(nn.Module):
         norm_style: str = "post",
         layer_scale_init: float | None = None,
         qk_norm: bool = False,
+        residual_scale: float = 1.0,
     ):
         super().__init__()
         self.self_attn = SelfAttention(hidden_size, num_heads, qk_norm)
         self.mlp = SwiGLU(hidden_size, expansion)
-        self.attn_residual = Residual(hidden_size, norm_style, layer_scale_init)
-        self.mlp_residual = Residual(hidden_size, norm_style, layer_scale_init)
+        self.attn_residual = Residual(hidden_size, norm_style, layer_scale_init, residual_scale)
+        self.mlp_residual = Residual(hidden_size, norm_style, layer_scale_init, residual_scale)
 
     def forward(self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary) -> Float[Tensor, "n hidden"]:
         x = self.attn_residual.after(x, self.self_attn(self.attn_residual.before(x), packing, rotary))
@@ -276,10 +284,11 @@ class MixerBlock(nn.Module):
 class CrossBlock(nn.Module):
     """Cross-attention and SwiGLU, each a post-norm residual branch."""
 
-    def __init__(self, hidden_size: int, num_heads: int, expansion: float):
+    def __init__(self, hidden_size: int, num_heads: int, expansion: float, residual_scale: float = 1.0):
         super().__init__()
         self.cross_attn = CrossAttention(hidden_size, num_heads)
         self.mlp = SwiGLU(hidden_size, expansion)
+        self.residual = Residual(hidden_size, residual_scale=residual_scale)
 
     def forward(
         self,
@@ -290,5 +299,5 @@ class CrossBlock(nn.Module):
         max_q: int,
         max_k: int,
     ) -> Float[Tensor, "nq hidden"]:
-        x = rms_norm(x + self.cross_attn(x, memory, cu_q, cu_k, max_q, max_k))
-        return rms_norm(x + self.mlp(x))
+        x = self.residual.after(x, self.cross_attn(x, memory, cu_q, cu_k, max_q, max_k))
+        return self.residual.after(x, self.mlp(x))

@@ -136,6 +136,15 @@ def length_runs(cu_q: Int[Tensor, " s+1"], cu_k: Int[Tensor, " s+1"]) -> RunPlan
     return RunPlan(joined(q_parts, np.int64), joined(k_parts, np.int64), joined(valid_parts, np.bool_), tuple(runs))
 
 
+def set_seqlens(
+    num_queries: int, mask: Bool[Tensor, "batch slots"]
+) -> tuple[Int[Tensor, " batch+1"], Int[Tensor, " batch+1"]]:
+    """Starts of `num_queries` queries a sample, and of its valid slots, for cross-attention over `x[mask]`."""
+    cu_q = torch.arange(0, (len(mask) + 1) * num_queries, num_queries, dtype=torch.int32, device=mask.device)
+    counts = mask.sum(1).cumsum(0).to(torch.int32)
+    return cu_q, torch.cat([counts.new_zeros(1), counts])
+
+
 def pack(mask: Bool[Tensor, "s l"], *, by_view: bool) -> Packing:
     """The packing of the valid tokens of a padded batch.
 

@@ -93,9 +93,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], folder: Path, *words:
     [
         (["arch.encoder_num_layer=4"], ["arch.encoder_num_layer", "arch.encoder_num_layers"]),
         (["lr=fast"], ["lr=fast"]),
-        (["lr=[1"], ["lr=[1"]),
         (["data_paths=[nowhere]", "device=cpu"], ["nowhere", "dataset.build_arc_dataset"]),
-        (["--config-name", "cfg_nosuch"], ["cfg_nosuch", NAME]),
         pytest.param(
             ["device=cuda"],
             ["device=cuda", "device=cpu"],
@@ -108,13 +106,6 @@ def test_a_fault_of_the_user_ends_in_one_line_and_status_2(
     cli: Cli, tmp_path: Path, arguments: list[str], words: list[str]
 ) -> None:
     assert_refused(cli(*arguments), tmp_path, *words)
-
-
-def test_a_missing_decoder_is_refused_before_a_run_folder_is_made(
-    cli: Cli, dataset_folder: Path, tmp_path: Path
-) -> None:
-    done = cli(*TINY, f"data_paths=[{dataset_folder}]", "load_pretrained_decoder=no/such/run")
-    assert_refused(done, tmp_path, "no/such/run")
 
 
 def test_cfg_prints_the_composed_config_and_trains_nothing(cli: Cli, tmp_path: Path) -> None:

@@ -4,6 +4,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+HEALTH_MEASURES = (
+    "encoder_output_mean",
+    "encoder_output_std",
+    "encoder_output_norm",
+    "encoder_cross_sample_var",
+    "encoder_within_group_var",
+    "encoder_token_std",
+)
+
 
 def within_group_variance(
     context: Float[Tensor, "batch tokens hidden"], groups: Int[Tensor, " batch"]

@@ -60,7 +60,7 @@ def sum_over_ranks(tensors: list[Tensor], ranks: Ranks) -> None:
     """Add the tensors up over all ranks, in place, in one flat reduction."""
     if ranks.world_size == 1 or not tensors:
         return
-    flat = torch.cat([t.detach().reshape(-1).float() for t in tensors])
+    flat = torch.cat([t.detach().reshape(-1) for t in tensors])
     dist.all_reduce(flat)
     for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))

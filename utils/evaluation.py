@@ -17,10 +17,13 @@ from evaluators.eos_utils import crop_extents
 from models.act import RecursiveReasoner
 from models.canvas import task_canvas_bounds
 from models.losses import ACTLossHead
-from utils.diagnostics import encoder_health
+from utils.diagnostics import HEALTH_MEASURES, encoder_health
 from utils.distributed import Ranks, gather_lists, sum_over_ranks
 
 STEP_MEASURES = ("accuracy", "exact_accuracy", "q_halt_accuracy")
+# What a model tells of its encoder's latent at each ACT step, (B) each.
+CARRY_MEASURES = ("encoder_carry_norm", "encoder_carry_change", "encoder_carry_change_rel")
+CONVERGED_BELOW = 0.05
 
 
 @dataclass
@@ -60,6 +63,80 @@ def final_outputs(model: RecursiveReasoner, batch: Batch) -> Iterator[dict[str, 
     yield {**outputs, "rerun": torch.from_numpy(at_edge).to(outputs["logits"].device)}
 
 
+class Totals:
+    """Weighted sums and weights by name, on the device; means after one reduction over ranks."""
+
+    def __init__(self, names: Collection[str], device: torch.device):
+        self.sums = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in names}
+
+    def add(self, name: str, values: Tensor, weights: Tensor | None = None) -> None:
+        """Add (B) values; those that are not finite weigh nothing."""
+        values = values.detach().double().reshape(-1)
+        weights = torch.isfinite(values).double() if weights is None else weights.double()
+        self.sums[name] += torch.stack([(torch.nan_to_num(values) * weights).sum(), weights.sum()])
+
+    def means(self, ranks: Ranks) -> dict[str, float]:
+        """Over all ranks, without names of no weight."""
+        sum_over_ranks(list(self.sums.values()), ranks)
+        pairs = dict(zip(self.sums, torch.stack(list(self.sums.values())).tolist(), strict=True))
+        return {name: total / weight for name, (total, weight) in pairs.items() if weight}
+
+    def weight(self, name: str) -> float:
+        """The sum of a name's weights (after `means`: over all ranks)."""
+        return float(self.sums[name][1])
+
+
+class Measures:
+    """What an evaluation measures besides the votes, filled batch by batch."""
+
+    def __init__(self, max_steps: int, device: torch.device):
+        self.max_steps = max_steps
+        by_step = (*STEP_MEASURES, "q_halt", *CARRY_MEASURES)
+        names = [f"{name}@{step}" for step in range(max_steps) for name in by_step]
+        names += ["lm_loss", "full_canvas_reruns", "encoder_convergence_steps", *HEALTH_MEASURES]
+        self.totals = Totals(names, device)
+
+    def add_batch(self, head: ACTLossHead, batch: Batch) -> dict[str, Tensor]:
+        """Predict a batch, measure each ACT step; returns the final outputs."""
+        converged = torch.full((len(batch["inputs"]),), self.max_steps + 1.0, device=batch["inputs"].device)
+        outputs: dict[str, Tensor] = {}
+        terms: dict[str, Tensor] = {}
+        for step, outputs in enumerate(final_outputs(head.model, batch)):
+            terms = head.terms(outputs, batch["labels"])
+            for name in STEP_MEASURES:
+                self.totals.add(f"{name}@{step}", terms[name], terms["labelled"])
+            self.totals.add(f"q_halt@{step}", torch.sigmoid(outputs["q_halt_logits"]))
+            for name in CARRY_MEASURES:
+                if name in outputs:
+                    self.totals.add(f"{name}@{step}", outputs[name])
+            if "encoder_carry_change_rel" in outputs:
+                settles = (outputs["encoder_carry_change_rel"] < CONVERGED_BELOW) & (converged > self.max_steps)
+                converged = torch.where(settles, step + 1.0, converged)
+        if "encoder_carry_change_rel" in outputs:
+            self.totals.add("encoder_convergence_steps", converged)
+        self.totals.add("lm_loss", terms["lm_loss"], terms["labelled"])
+        self.totals.add("full_canvas_reruns", outputs["rerun"])
+        for name, value in encoder_health(outputs["context"], batch.get("puzzle_groups")).items():
+            self.totals.add(name, value)
+        return outputs
+
+    def read(self, ranks: Ranks) -> tuple[dict[str, float], list[dict[str, float]]]:
+        """`eval/` metrics, and the table of measures by ACT step."""
+        means = self.totals.means(ranks)
+        table: list[dict[str, float]] = [{"step": step + 1.0} for step in range(self.max_steps)]
+        metrics = {"eval/steps": float(self.max_steps), "eval/num_queries": self.totals.weight("full_canvas_reruns")}
+        for name, value in means.items():
+            measure, _, step = name.partition("@")
+            if not step:
+                metrics[f"eval/{measure}"] = value
+                continue
+            table[int(step)][measure] = value
+            if int(step) == self.max_steps - 1 and measure != "q_halt":
+                metrics[f"eval/{measure}"] = value
+        return metrics, table
+
+
+@torch.no_grad()
 def evaluate(
     head: ACTLossHead,
     dataset: FewshotEvalDataset,
@@ -79,57 +156,19 @@ def evaluate(
     was_training = model.training
     model.eval()
     votings: list[ARC] = [EVALUATORS[name](dataset, seen_pairs) for name in evaluators]
-    limit = model.config.halt_max_steps
-    device = ranks.device
-    by_step = {key: torch.zeros(limit, dtype=torch.float64, device=device) for key in (*STEP_MEASURES, "q_halt")}
-    totals = {
-        key: torch.zeros((), dtype=torch.float64, device=device) for key in ("labelled", "queries", "rerun", "lm_loss")
-    }
-    health: dict[str, Tensor] = {}
+    measures = Measures(model.config.halt_max_steps, ranks.device)
     began = time.perf_counter()
-    batches = iterate(dataset, workers=workers, pin_memory=device.type == "cuda")
-    with torch.no_grad():
-        for batch in tqdm(batches, total=len(dataset), desc=description, disable=not ranks.is_first, leave=False):
-            batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-            queries = batch.pop("query_indices")
-            outputs: dict[str, Tensor] = {}
-            terms: dict[str, Tensor] = {}
-            for step, outputs in enumerate(final_outputs(model, batch)):
-                terms = head.terms(outputs, batch["labels"])
-                for key in STEP_MEASURES:
-                    by_step[key][step] += (terms[key] * terms["labelled"]).sum()
-                by_step["q_halt"][step] += (torch.sigmoid(outputs["q_halt_logits"]) * terms["labelled"]).sum()
-            totals["labelled"] += terms["labelled"].sum()
-            totals["lm_loss"] += (terms["lm_loss"] * terms["labelled"]).sum()
-            totals["queries"] += len(queries)
-            totals["rerun"] += outputs["rerun"].sum()
-            for key, value in encoder_health(outputs["context"], batch.get("puzzle_groups")).items():
-                seen = torch.isfinite(value).double()
-                pair = torch.stack([torch.nan_to_num(value).double(), seen])
-                health[key] = health.get(key, torch.zeros_like(pair)) + pair
-            predictions = outputs["logits"].argmax(-1).to(torch.uint8).cpu().numpy()
-            for voting in votings:
-                voting.update(queries.cpu().numpy(), predictions, outputs["q_halt_logits"].float().cpu().numpy())
-    if was_training:
-        model.train()
-    names = sorted(set(gather_lists(list(health), ranks)))
-    health = {key: health.get(key, torch.zeros(2, dtype=torch.float64, device=device)) for key in names}
-    sum_over_ranks([*by_step.values(), *totals.values(), *health.values()], ranks)
-    labelled = max(float(totals["labelled"]), 1.0)
-    queries_done = max(float(totals["queries"]), 1.0)
-    metrics = {f"eval/{key}": float(by_step[key][-1]) / labelled for key in STEP_MEASURES}
-    metrics |= {
-        "eval/steps": float(limit),
-        "eval/lm_loss": float(totals["lm_loss"]) / labelled,
-        "eval/num_queries": float(totals["queries"]),
-        "eval/full_canvas_reruns": float(totals["rerun"]) / queries_done,
-        "eval/samples_per_second": float(totals["queries"]) / (time.perf_counter() - began),
-    }
-    metrics |= {f"eval/{key}": float(total / count) for key, (total, count) in health.items() if count > 0}
-    table = [
-        {"step": step + 1, **{key: float(values[step]) / labelled for key, values in by_step.items()}}
-        for step in range(limit)
-    ]
+    batches = iterate(dataset, workers=workers, pin_memory=ranks.device.type == "cuda")
+    for batch in tqdm(batches, total=len(dataset), desc=description, disable=not ranks.is_first, leave=False):
+        batch = {key: value.to(ranks.device, non_blocking=True) for key, value in batch.items()}
+        queries = batch.pop("query_indices").cpu().numpy()
+        outputs = measures.add_batch(head, batch)
+        predictions = outputs["logits"].argmax(-1).to(torch.uint8).cpu().numpy()
+        for voting in votings:
+            voting.update(queries, predictions, outputs["q_halt_logits"].float().cpu().numpy())
+    model.train(was_training)
+    metrics, table = measures.read(ranks)
+    metrics["eval/samples_per_second"] = metrics["eval/num_queries"] / (time.perf_counter() - began)
     evaluation = Evaluation(metrics, table)
     for voting in votings:
         evaluation.results = voting.results(gather_lists(voting.votes, ranks))

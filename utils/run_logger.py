@@ -18,7 +18,7 @@ RUNS = Path("runs")
 
 def run_folder(config: TrainConfig) -> Path:
     """`runs/<project_name>/<run_name>`."""
-    default = f"{config.arch.name.split('@')[0].rsplit('.', 1)[-1]}-{config.arch.encoder_type}-seed{config.seed}"
+    default = f"{config.arch.name.split('@')[0].rsplit('.', 1)[-1]}-{config.arch.encoder_name}-seed{config.seed}"
     return RUNS / config.project_name / (config.run_name or default)
 
 

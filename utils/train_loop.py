@@ -329,6 +329,7 @@ def step_metrics(
     tensors = {key: value for key, value in sums.items() if key.startswith("grad/")}
     groups = trainer.carry.current_data.get("puzzle_groups")
     tensors |= {f"train/{key}": value for key, value in encoder_health(outputs["context"], groups).items()}
+    tensors |= {f"train/{key}": value.mean() for key, value in outputs.items() if key.startswith("encoder_carry_")}
     metrics = dict(zip(tensors, torch.stack([t.double() for t in tensors.values()]).tolist(), strict=True))
     rates = {group["name"]: group["lr"] for group in trainer.optimizer.param_groups}
     metrics["train/lr"] = base_lr

@@ -1,13 +1,28 @@
-"""Encoders: demonstrations to context tokens. `ENCODERS` is the one registry of `arch.encoder_type`."""
+"""Encoders: demonstrations to context tokens, and the two registries that name them."""
 
 from collections.abc import Callable
 from typing import Any
 
-from models.encoders.base import DemoEncoder, EncoderOutput, create_encoder
+from models.encoders.base import DemoEncoder, EncoderOutput, create_encoder, create_recurrent_encoder
+from models.encoders.recurrent_base import BaseRecurrentEncoder
+from models.encoders.recurrent_standard import RecurrentAggregationEncoder
 from models.encoders.standard import StandardDemoEncoder
+from models.encoders.trm_style import TRMStyleEncoder
 
 ENCODERS: dict[str, Callable[[Any], DemoEncoder]] = {
     "standard": StandardDemoEncoder,
 }
+RECURRENT_ENCODERS: dict[str, Callable[[Any], BaseRecurrentEncoder]] = {
+    "recurrent_standard": RecurrentAggregationEncoder,
+    "trm_style": TRMStyleEncoder,
+}
 
-__all__ = ["ENCODERS", "DemoEncoder", "EncoderOutput", "create_encoder"]
+__all__ = [
+    "ENCODERS",
+    "RECURRENT_ENCODERS",
+    "BaseRecurrentEncoder",
+    "DemoEncoder",
+    "EncoderOutput",
+    "create_encoder",
+    "create_recurrent_encoder",
+]

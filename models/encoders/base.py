@@ -78,6 +78,25 @@ def create_encoder(config: Any) -> DemoEncoder:
     """
     from models.encoders import ENCODERS
 
-    if config.encoder_type not in ENCODERS:
-        raise ValueError(f"arch.encoder_type '{config.encoder_type}' is not one of {', '.join(ENCODERS)}")
-    return ENCODERS[config.encoder_type](config)
+    return _create(ENCODERS, "encoder_type", config)
+
+
+def create_recurrent_encoder(config: Any) -> Any:
+    """The recurrent encoder (`BaseRecurrentEncoder`) named by `config.recurrent_encoder_type`.
+
+    Args:
+        config: a validated `arch` config.
+
+    Raises:
+        ValueError: no encoder of that name.
+    """
+    from models.encoders import RECURRENT_ENCODERS
+
+    return _create(RECURRENT_ENCODERS, "recurrent_encoder_type", config)
+
+
+def _create(registry: dict[str, Any], key: str, config: Any) -> Any:
+    name = getattr(config, key)
+    if name not in registry:
+        raise ValueError(f"arch.{key} '{name}' is not one of {', '.join(registry)}")
+    return registry[name](config)

@@ -17,7 +17,7 @@ from models.layers import (
     TransformerBlock,
     rms_norm,
 )
-from models.packing import Packing, pack
+from models.packing import Packing, pack, set_seqlens
 
 QUERY_STD = 0.02
 
@@ -137,9 +137,7 @@ class DemoSetEncoder(nn.Module):
         self, pairs: Float[Tensor, "batch demos hidden"], demo_mask: Bool[Tensor, "batch demos"]
     ) -> Float[Tensor, "batch tokens hidden"]:
         batch, num_tokens = len(pairs), len(self.queries)
-        cu_q = torch.arange(0, (batch + 1) * num_tokens, num_tokens, dtype=torch.int32, device=pairs.device)
-        counts = demo_mask.sum(1).cumsum(0).to(torch.int32)
-        cu_k = torch.cat([counts.new_zeros(1), counts])
+        cu_q, cu_k = set_seqlens(num_tokens, demo_mask)
         memory = pairs[demo_mask]
         x = self.queries.to(pairs.dtype).repeat(batch, 1)
         for layer in self.layers:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from config.schema import TrainConfig, dump_config, load_config
+from dataset.build_arc_dataset import build_dataset
 from utils.distributed import Ranks
 from utils.run_logger import run_folder
 from utils.train_loop import Trainer, create_trainer, fit
@@ -25,6 +27,52 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+Rows = list[list[int]]
+FIVES: Rows = [[5, 5], [5, 5]]
+
+
+def write_tasks(folder: Path, subset: str, copies: dict[str, list[bool]], with_solutions: bool) -> None:
+    """Kaggle-style files: each output is a copy of its input, but for the test outputs that are 2 × 2 fives."""
+    rng = np.random.default_rng(len(subset))
+
+    def grid() -> Rows:
+        return rng.integers(1, 10, size=rng.integers(3, 6, size=2)).tolist()
+
+    challenges, solutions = {}, {}
+    for task, tests in copies.items():
+        demos, queries = [grid() for _ in range(3)], [grid() for _ in tests]
+        challenges[task] = {
+            "train": [{"input": g, "output": g} for g in demos],
+            "test": [{"input": g} for g in queries],
+        }
+        solutions[task] = [g if copy else FIVES for g, copy in zip(queries, tests, strict=True)]
+    (folder / f"toy_{subset}_challenges.json").write_text(json.dumps(challenges))
+    if with_solutions:
+        (folder / f"toy_{subset}_solutions.json").write_text(json.dumps(solutions))
+
+
+@pytest.fixture(scope="session")
+def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`toy_dataset()`: 8 training and 4 held-out puzzles of small grids, each answer a copy of the input.
+
+    But for the held-out puzzle `other`, and for the second of the two inputs of `half`. With
+    `with_solutions=False` the held-out answers are unknown.
+    """
+
+    def build(*, with_solutions: bool = True, num_aug: int = 4, seed: int = 0) -> Path:
+        folder = tmp_path_factory.mktemp("toy")
+        write_tasks(folder, "easy", {f"easy{i}": [True] for i in range(8)}, True)
+        held_out = {"same1": [True], "same2": [True], "other": [False], "half": [True, False]}
+        write_tasks(folder, "heldout", held_out, with_solutions)
+        prefix = str(folder / "toy")
+        subsets = ["easy", "heldout"]
+        data = folder / "data"
+        build_dataset(data, subsets, test_set_name="heldout", num_aug=num_aug, seed=seed, input_file_prefix=prefix)
+        return data
+
+    return build
+
+
 @pytest.fixture(scope="session")
 def ranks() -> Ranks:
     """A single process, without a process group."""
@@ -35,10 +83,10 @@ def ranks() -> Ranks:
 def train(
     shrunk_config: Callable[..., TrainConfig], ranks: Ranks, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
-    """`train("key=value", ...)`: a whole run at test size in a directory of its own; returns the run folder."""
+    """`train("key=value", ..., config_name=...)`: a run at test size in a directory of its own; its run folder."""
 
-    def run(*overrides: str) -> Path:
-        config = shrunk_config(*overrides)
+    def run(*overrides: str, **options: str) -> Path:
+        config = shrunk_config(*overrides, **options)
         with contextlib.chdir(tmp_path_factory.mktemp("run")):
             fit(config, ranks)
             return run_folder(config).resolve()
@@ -68,11 +116,11 @@ def metrics_of() -> Callable[[Path], list[dict[str, float]]]:
 
 @pytest.fixture
 def make_trainer(shrunk_config: Callable[..., TrainConfig], ranks: Ranks) -> Callable[..., Trainer]:
-    """`make_trainer("key=value", ...)`: a trainer in training mode, with a run folder of its own in this directory."""
+    """`make_trainer("key=value", ..., config_name=...)`: a trainer in training mode, its run folder in this directory."""
     numbers = itertools.count()
 
-    def make(*overrides: str) -> Trainer:
-        trainer = create_trainer(shrunk_config(f"+run_name=run-{next(numbers)}", *overrides), ranks)
+    def make(*overrides: str, **options: str) -> Trainer:
+        trainer = create_trainer(shrunk_config(f"+run_name=run-{next(numbers)}", *overrides, **options), ranks)
         trainer.model.train()
         return trainer
 

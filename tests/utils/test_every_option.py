@@ -6,7 +6,7 @@ A key of the schema without a case here fails the first test.
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 
 import dataset.fewshot_puzzle_dataset
 from config.schema import TrainConfig
-from dataset.build_arc_dataset import build_dataset
 from utils.checkpoint import open_checkpoint
 
 # Four steps on 8 puzzles; one evaluation, of two queries, at the end.
@@ -58,10 +57,13 @@ class Case:
     values: tuple[str, ...]
     acts_on: str
     keeps: tuple[str, ...] = ()
-    given: tuple[str, ...] = field(default=())
+    given: tuple[str, ...] = ()
+    config_name: str = "cfg_pretrain_etrm_arc_agi_1"
 
 
 TRAINING = ("losses", "weights")
+RECURRENT = Case((), "", config_name="cfg_pretrain_etrmtrm_arc_agi_1")
+TRM_STYLE = replace(RECURRENT, given=("arch.recurrent_encoder_type=trm_style",))
 # `{other_data}` and `{eager_decoder}` stand for paths.
 CASES = {
     "arch.hidden_size": Case(("32", "64"), "parameters"),
@@ -71,7 +73,9 @@ CASES = {
     "arch.L_cycles": Case(("1", "2"), "losses", keeps=("parameters",)),
     "arch.L_layers": Case(("1", "2"), "parameters"),
     "arch.puzzle_emb_len": Case(("16", "8"), "parameters"),
-    "arch.mlp_t": Case(("false", "true"), "parameters", given=("arch.canvas=full", "global_batch_size=2", "epochs=1")),
+    "arch.mlp_t": Case(
+        ("false", "true"), "parameters", given=("arch.canvas=full", "global_batch_size=2", "max_train_groups=2")
+    ),
     "arch.forward_dtype": Case(("float32", "bfloat16"), "losses", keeps=("parameters",)),
     "arch.canvas": Case(("task", "full"), "losses", keeps=("parameters",)),
     "arch.halt_max_steps": Case(("1", "2", "3"), "halted_steps"),
@@ -84,6 +88,14 @@ CASES = {
     "arch.encoder_qk_norm": Case(("false", "true"), "losses", keeps=("parameters",)),
     "arch.encoder_pooling_method": Case(("mean", "attention", "weighted"), "losses"),
     "arch.encoder_set_layers": Case(("1", "2"), "parameters"),
+    "arch.recurrent_encoder_type": replace(RECURRENT, values=("recurrent_standard", "trm_style"), acts_on="parameters"),
+    "arch.encoder_h_cycles": replace(TRM_STYLE, values=("1", "2"), acts_on="losses"),
+    "arch.encoder_l_cycles": replace(TRM_STYLE, values=("1", "2"), acts_on="losses"),
+    "arch.encoder_l_layers": replace(TRM_STYLE, values=("1", "2"), acts_on="parameters"),
+    "arch.encoder_grad_cycles": replace(TRM_STYLE, values=("last", "all"), acts_on="losses"),
+    "arch.encoder_state_ema": replace(RECURRENT, values=("0", "0.5"), acts_on="losses"),
+    "arch.encoder_residual_scale": replace(RECURRENT, values=("1.0", "0.5"), acts_on="losses"),
+    "arch.encoder_context_norm": replace(RECURRENT, values=("false", "true"), acts_on="parameters"),
     "arch.loss.loss_type": Case(("stablemax_cross_entropy", "softmax_cross_entropy"), "losses", keeps=("parameters",)),
     "data_paths": Case(("[{data}]", "[{other_data}]"), "losses"),
     "evaluators": Case(("[{{name: arc@ARC}}]", "[]"), "files", keeps=TRAINING),
@@ -125,16 +137,17 @@ SINGLE_VALUE = ("arch.name", "arch.loss.name", "evaluators.name", "arch.H_layers
 UNUSED_SO_FAR = ("arch.loss.kl_weight",)
 
 
-def schema_keys(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
-    """Every key of a schema with its annotation; sections themselves and lists of sections by their own keys."""
-    keys: dict[str, Any] = {}
+def schema_keys(model: type[BaseModel], prefix: str = "") -> dict[str, list[Any]]:
+    """Every key of a schema with its annotations (one for each arch that has it), without the sections themselves."""
+    keys: dict[str, list[Any]] = {}
     for name, info in model.model_fields.items():
-        annotation = info.annotation
-        inner = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
-        if inner:
-            keys |= schema_keys(inner[0], f"{prefix}{name}.")
-        if not inner or get_origin(annotation) is tuple:
-            keys[prefix + name] = annotation
+        parts = (info.annotation, *get_args(info.annotation))
+        sections = [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
+        for section in sections:
+            for key, annotations in schema_keys(section, f"{prefix}{name}.").items():
+                keys.setdefault(key, []).extend(annotations)
+        if not sections or get_origin(info.annotation) is tuple:
+            keys.setdefault(prefix + name, []).append(info.annotation)
     return keys
 
 
@@ -145,9 +158,9 @@ def test_every_key_of_the_schema_has_a_case_or_a_reason() -> None:
 
 @pytest.mark.parametrize("key", SINGLE_VALUE)
 def test_a_key_without_case_has_a_single_value(key: str) -> None:
-    annotation = schema_keys(TrainConfig)[key]
-    assert get_origin(annotation) is Literal
-    assert len(get_args(annotation)) == 1
+    for annotation in schema_keys(TrainConfig)[key]:
+        assert get_origin(annotation) is Literal
+        assert len(get_args(annotation)) == 1
 
 
 @pytest.mark.parametrize("key", UNUSED_SO_FAR)
@@ -156,18 +169,20 @@ def test_an_unused_key_is_declared_unused(shrunk_config: Callable[..., TrainConf
 
 
 @pytest.fixture(scope="module")
-def paths(dataset_folder: Path, eager_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    other = tmp_path_factory.mktemp("data") / "other"
-    build_dataset(other, ["training", "evaluation"], test_set_name="evaluation", num_aug=3, seed=1)
-    return {"data": dataset_folder, "other_data": other, "eager_decoder": eager_decoder}
+def paths(toy_dataset: Callable[..., Path], eager_decoder: Path) -> dict[str, Path]:
+    return {
+        "data": toy_dataset(num_aug=20),
+        "other_data": toy_dataset(num_aug=20, seed=1),
+        "eager_decoder": eager_decoder,
+    }
 
 
 @pytest.fixture(scope="module")
 def outcome_of(
-    train: Callable[..., Path], metrics_of: Callable[[Path], list[dict[str, float]]]
+    train: Callable[..., Path], metrics_of: Callable[[Path], list[dict[str, float]]], paths: dict[str, Path]
 ) -> Callable[..., Outcome]:
     """The outcome of a run with the given overrides; a run that was made already is not made again."""
-    made: dict[tuple[tuple[str, str], ...], Outcome] = {}
+    made: dict[tuple[Any, ...], Outcome] = {}
 
     def look_at(folder: Path) -> Outcome:
         lines = metrics_of(folder)
@@ -190,11 +205,11 @@ def outcome_of(
             submission=json.loads(submission.read_text()) if submission.exists() else None,
         )
 
-    def outcome(*overrides: str) -> Outcome:
-        settings = dict(override.split("=", 1) for override in (*BASE, *overrides))
-        key = tuple(sorted(settings.items()))
+    def outcome(*overrides: str, config_name: str) -> Outcome:
+        settings = dict(override.split("=", 1) for override in (*BASE, f"data_paths=[{paths['data']}]", *overrides))
+        key = (config_name, *sorted(settings.items()))
         if key not in made:
-            made[key] = look_at(train(*(f"{name}={value}" for name, value in settings.items())))
+            made[key] = look_at(train(*(f"{k}={v}" for k, v in settings.items()), config_name=config_name))
         return made[key]
 
     return outcome
@@ -206,7 +221,8 @@ def test_option_acts(key: str, outcome_of: Callable[..., Outcome], paths: dict[s
     assert case.acts_on in {f.name for f in fields(Outcome)}
     name = f"+{key}" if key in ("project_name", "run_name") else key
     outcomes = [
-        outcome_of(*(text.format(**paths) for text in (*case.given, f"{name}={value}"))) for value in case.values
+        outcome_of(*(text.format(**paths) for text in (*case.given, f"{name}={value}")), config_name=case.config_name)
+        for value in case.values
     ]
     for i, one in enumerate(outcomes):
         for other in outcomes[i + 1 :]:

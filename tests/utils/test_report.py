@@ -147,7 +147,7 @@ def test_the_shown_prediction_is_that_of_the_evaluation(make_trainer: MakeTraine
     assert trainer.model.training
     assert any(result.candidates for result in found.results)
     for query, result in zip(queries, found.results, strict=True):
-        voted = [(c.grid.tolist(), pytest.approx(c.confidence, rel=1e-5)) for c in result.candidates]
+        voted = [(c.grid.tolist(), pytest.approx(c.rank_key[1], rel=1e-5)) for c in result.candidates]
         assert voted == ([(query.prediction.tolist(), query.confidence)] if query.prediction.size else [])
         assert query.truth is not None
         assert np.array_equal(query.truth, trainer.eval_data.store.grid(2 * result.pair + 1))

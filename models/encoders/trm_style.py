@@ -1,0 +1,81 @@
+"""Variant B: an encoder that reasons as TRM does, with a slow and a fast latent and loops of its own."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from models.act import where_halted
+from models.encoders.base import forward_dtype, packs_by_view
+from models.encoders.recurrent_base import BaseRecurrentEncoder, PairEncoding, TRMStyleEncoderCarry
+from models.layers import Rotary, RotaryTable, TransformerBlock, trunc_normal_
+from models.packing import Packing, pack
+
+
+class TRMStyleEncoder(BaseRecurrentEncoder):
+    """`encoder_h_cycles` times: `encoder_l_cycles` times z_e_L = L_enc(z_e_L, z_e_H + demo_input); z_e_H = L_enc(z_e_H,
+    z_e_L). `demo_input` is the mean of the pairs' vectors, the same for every token.
+
+    The initial states are fixed buffers as in TRM, but one vector for each token: the input is the same for all tokens,
+    so tokens that start alike would stay alike for ever. The context is z_e_H.
+    """
+
+    H_init: Tensor
+    L_init: Tensor
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        hidden, heads = config.hidden_size, config.num_heads
+        self.dtype = forward_dtype(config)
+        self.L_enc = nn.ModuleList(
+            TransformerBlock(hidden, heads, config.expansion, residual_scale=config.encoder_residual_scale)
+            for _ in range(config.encoder_l_layers)
+        )
+        self.rotary = RotaryTable(hidden // heads, config.puzzle_emb_len)
+        for name in ("H_init", "L_init"):
+            self.register_buffer(name, trunc_normal_(torch.empty(config.puzzle_emb_len, hidden), 1.0))
+
+    def initial_carry(self, batch_size: int, device: torch.device) -> TRMStyleEncoderCarry:
+        z_e_H, z_e_L = (init.to(device, self.dtype).repeat(batch_size, 1, 1) for init in (self.H_init, self.L_init))
+        return TRMStyleEncoderCarry(z_e_H, z_e_L)
+
+    def reset_carry(self, needs_reset: Bool[Tensor, " batch"], carry: TRMStyleEncoderCarry) -> TRMStyleEncoderCarry:
+        return TRMStyleEncoderCarry(
+            where_halted(needs_reset, self.H_init.to(self.dtype), carry.z_e_H),
+            where_halted(needs_reset, self.L_init.to(self.dtype), carry.z_e_L),
+        )
+
+    def update(self, carry: TRMStyleEncoderCarry, encoding: PairEncoding) -> TRMStyleEncoderCarry:
+        batch, tokens, hidden = carry.z_e_H.shape
+        mask = encoding.mask[..., None]
+        mean = torch.where(mask, encoding.pairs, 0).sum(1) / mask.sum(1).clamp(min=1)
+        demo_input = mean.to(self.dtype).repeat_interleave(tokens, dim=0)
+        everything = torch.ones(batch, tokens, dtype=torch.bool, device=mask.device)
+        packing = pack(everything, by_view=packs_by_view(mask.device, self.dtype))
+        rotary = self.rotary(packing.positions)
+        z_H, z_L = self._reason(carry.z_e_H.flatten(0, 1), carry.z_e_L.flatten(0, 1), demo_input, packing, rotary)
+        return TRMStyleEncoderCarry(
+            self.smoothed(carry.z_e_H, z_H.view(batch, tokens, hidden)),
+            self.smoothed(carry.z_e_L, z_L.view(batch, tokens, hidden)),
+        )
+
+    def _reason(
+        self, z_H: Tensor, z_L: Tensor, demo_input: Tensor, packing: Packing, rotary: Rotary
+    ) -> tuple[Float[Tensor, "n hidden"], Float[Tensor, "n hidden"]]:
+        """The loops; gradients of the last H cycle only, or of all (`encoder_grad_cycles`)."""
+
+        def level(h: Tensor, injection: Tensor) -> Tensor:
+            h = h + injection
+            for layer in self.L_enc:
+                h = layer(h, packing, rotary)
+            return h
+
+        cycles = self.config.encoder_h_cycles
+        first_with_gradient = 0 if self.config.encoder_grad_cycles == "all" else cycles - 1
+        for cycle in range(cycles):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and cycle >= first_with_gradient):
+                for _ in range(self.config.encoder_l_cycles):
+                    z_L = level(z_L, z_H + demo_input)
+                z_H = level(z_H, z_L)
+        return z_H, z_L

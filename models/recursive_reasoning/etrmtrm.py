@@ -1,0 +1,77 @@
+"""ETRMTRM: encoder and decoder advance together; at each ACT step the decoder reasons on what the encoder says now."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from models.act import EXPLORATION_KEY, Batch, RecursiveReasoner
+from models.encoders.base import EncoderOutput, create_recurrent_encoder, fixed_length_output
+from models.encoders.recurrent_base import PairEncoding, RecurrentEncoderCarry, TRMStyleEncoderCarry
+from models.recursive_reasoning.trm import TRMEncoderInner, TRMEncoderInnerCarry
+
+EncoderCarry = RecurrentEncoderCarry | TRMStyleEncoderCarry
+
+
+@dataclass(frozen=True)
+class ETRMTRMCarry:
+    """State between ACT steps: the encoder's latents, the decoder's, steps taken, who has halted, and the data."""
+
+    encoder_carry: EncoderCarry
+    inner_carry: TRMEncoderInnerCarry
+    steps: Int[Tensor, " batch"]
+    halted: Bool[Tensor, " batch"]
+    current_data: Batch
+
+
+def carry_change(before: Tensor, after: Tensor) -> dict[str, Tensor]:
+    """How far a latent (B, T, hidden) has moved in a step: norms over a sample's whole latent, (B) each."""
+    before, after = before.detach().float().flatten(1), after.detach().float().flatten(1)
+    change = (after - before).norm(dim=1)
+    return {
+        "encoder_carry_norm": after.norm(dim=1),
+        "encoder_carry_change": change,
+        "encoder_carry_change_rel": change / before.norm(dim=1).clamp(min=1e-6),
+    }
+
+
+class TRMWithRecurrentEncoder(RecursiveReasoner):
+    """Demonstrations → pair vectors → recurrent `encoder` → context → `inner`.
+
+    The context of a step is attached to the graph; only the carry that leaves the model is detached.
+    """
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.encoder = create_recurrent_encoder(config)
+        self.inner = TRMEncoderInner(config)
+        if config.encoder_context_norm:
+            self.encoder.context_norm = nn.LayerNorm(config.hidden_size)
+
+    def initial_carry(self, batch: Batch) -> ETRMTRMCarry:
+        inputs = batch["inputs"]
+        size, device = len(inputs), inputs.device
+        return ETRMTRMCarry(
+            encoder_carry=self.encoder.initial_carry(size, device),
+            inner_carry=self.inner.initial_carry(size, device),
+            steps=torch.zeros(size, dtype=torch.int32, device=device),
+            halted=torch.ones(size, dtype=torch.bool, device=device),
+            current_data={key: value for key, value in batch.items() if key != EXPLORATION_KEY},
+        )
+
+    def encode(self, data: Batch) -> PairEncoding:
+        return self.encoder.encode_pairs(data["demo_inputs"], data["demo_labels"], data["demo_mask"])
+
+    def advance_context(
+        self, carry: ETRMTRMCarry, encoding: PairEncoding
+    ) -> tuple[EncoderOutput, dict[str, Any], dict[str, Tensor]]:
+        before = self.encoder.reset_carry(carry.halted, carry.encoder_carry)
+        after = self.encoder.update(before, encoding)
+        context = after.get_context()
+        if self.config.encoder_context_norm:
+            context = self.encoder.context_norm(context.float()).to(context.dtype)
+        detached = replace(after, **{f.name: getattr(after, f.name).detach() for f in fields(after)})
+        diagnostics = carry_change(before.get_context(), after.get_context())
+        return fixed_length_output(context), {"encoder_carry": detached}, diagnostics

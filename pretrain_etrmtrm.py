@@ -1,0 +1,10 @@
+"""Train an ETRMTRM: the encoder's latent evolves with the decoder's ACT steps.
+
+    python pretrain_etrmtrm.py --config-name cfg_pretrain_etrmtrm_arc_agi_1 \\
+        arch.recurrent_encoder_type=recurrent_standard key=value ... +project_name=... +run_name=...
+"""
+
+from utils.train_loop import main
+
+if __name__ == "__main__":
+    main("cfg_pretrain_etrmtrm_arc_agi_1")
