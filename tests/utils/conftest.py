@@ -116,7 +116,7 @@ def metrics_of() -> Callable[[Path], list[dict[str, float]]]:
 
 @pytest.fixture
 def make_trainer(shrunk_config: Callable[..., TrainConfig], ranks: Ranks) -> Callable[..., Trainer]:
-    """`make_trainer("key=value", ..., config_name=...)`: a trainer in training mode, its run folder in this directory."""
+    """`make_trainer("key=value", ..., config_name=...)`: a trainer in training mode; its run folder is in cwd."""
     numbers = itertools.count()
 
     def make(*overrides: str, **options: str) -> Trainer:

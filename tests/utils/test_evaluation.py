@@ -133,9 +133,18 @@ def assert_agrees(found: Evaluation, metrics: dict[str, float], best: dict[str, 
         assert [attempt["attempt_1"] for attempt in attempts] == best[puzzle]
 
 
-@pytest.mark.parametrize("canvas", ["task", "full"])
-def test_evaluation_equals_a_naive_loop(make_trainer: MakeTrainer, canvas: str) -> None:
-    trainer = make_trainer(f"arch.canvas={canvas}", NO_AVERAGE, "max_eval_groups=5", *FEW_CYCLES)
+@pytest.mark.parametrize(
+    ("config_name", "canvas"),
+    [
+        ("cfg_pretrain_etrm_arc_agi_1", "task"),
+        ("cfg_pretrain_etrm_arc_agi_1", "full"),
+        ("cfg_pretrain_etrmtrm_arc_agi_1", "task"),
+    ],
+)
+def test_evaluation_equals_a_naive_loop(make_trainer: MakeTrainer, config_name: str, canvas: str) -> None:
+    trainer = make_trainer(
+        f"arch.canvas={canvas}", NO_AVERAGE, "max_eval_groups=5", *FEW_CYCLES, config_name=config_name
+    )
     decide_at_random(trainer.model)
     found = trainer.evaluate()
     if canvas == "task":

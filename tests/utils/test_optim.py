@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -210,6 +210,7 @@ schedules = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None, derandomize=True)
 @given(schedules)
 def test_the_rate_rises_to_lr_and_never_rises_again(schedule: dict[str, float]) -> None:
     rates = [learning_rate(step, **schedule) for step in range(260)]  # pyright: ignore[reportArgumentType]
