@@ -105,12 +105,29 @@ class EtrmArch(ArchConfig):
     """ETRM: a static encoder."""
 
     name: Literal["recursive_reasoning.etrm@TRMWithEncoder"]
-    encoder_type: Literal["standard"]
+    encoder_type: Literal["standard", "hybrid_standard", "hybrid_variational", "lpn_standard", "lpn_variational"]
     encoder_set_layers: Positive
+    lpn_latent_dim: Positive
 
     @property
     def encoder_name(self) -> str:
         return self.encoder_type
+
+    @property
+    def is_variational(self) -> bool:
+        return self.encoder_type.endswith("variational")
+
+    def unused_keys(self) -> dict[str, str]:
+        unused = super().unused_keys()
+        chosen = f"arch.encoder_type={self.encoder_type}"
+        if self.encoder_type != "standard":
+            unused["encoder_norm_style"] = f"{chosen} is pre-norm"
+            unused["encoder_pooling_method"] = f"{chosen} pools by its CLS token"
+        if self.encoder_type.startswith("lpn"):
+            unused["encoder_set_layers"] = f"{chosen} has no set encoder"
+        if self.encoder_type != "lpn_variational":
+            unused["lpn_latent_dim"] = f"{chosen} does not read it; lpn_variational does"
+        return unused
 
 
 class EtrmtrmArch(ArchConfig):

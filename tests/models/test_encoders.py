@@ -7,8 +7,11 @@ import torch
 
 from config.schema import TrainConfig
 from dataset.fewshot_puzzle_dataset import Batch
+from dataset.store import PuzzleStore
+from models import create_model
 from models.encoders import ENCODERS, create_encoder
-from tests.reference import standard_context
+from models.losses import create_loss_head
+from tests.reference import rms, self_attention, standard_context, swiglu
 
 Load = Callable[..., TrainConfig]
 VARIANTS = [
@@ -96,9 +99,120 @@ def test_a_sample_without_demonstrations_gives_a_finite_context(
     assert all(torch.isfinite(p.grad).all() for p in encoder.parameters() if p.grad is not None)
 
 
-def test_parameters_at_the_size_of_the_spec(shrunk_config: Load) -> None:
-    config = shrunk_config("arch.hidden_size=512", "arch.num_heads=8", "arch.L_layers=2").arch
-    assert sum(p.numel() for p in create_encoder(config).parameters()) == 10_506_240
+@pytest.mark.parametrize(
+    ("encoder_type", "layers", "count"),
+    [
+        ("standard", 2, 10_506_240),
+        ("hybrid_standard", 4, 17_060_352),
+        ("hybrid_variational", 4, 21_779_968),
+        ("lpn_standard", 8, 31_470_080),
+        ("lpn_variational", 8, 31_995_392),
+    ],
+)
+def test_parameters_at_the_size_of_the_spec(shrunk_config: Load, encoder_type: str, layers: int, count: int) -> None:
+    size = ("arch.hidden_size=512", "arch.num_heads=8", f"arch.encoder_num_layers={layers}")
+    config = shrunk_config(f"arch.encoder_type={encoder_type}", *size).arch
+    assert sum(p.numel() for p in create_encoder(config).parameters()) == count
+
+
+@pytest.mark.parametrize("encoder_type", list(ENCODERS))
+def test_every_encoder_parameter_gets_a_gradient_from_the_decoders_loss(
+    shrunk_config: Load, store: PuzzleStore, batch: Batch, encoder_type: str
+) -> None:
+    config = shrunk_config(f"arch.encoder_type={encoder_type}").arch
+    model = create_model(config, store.metadata)
+    create_loss_head(config, model)(model.initial_carry(batch), batch)[1].backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_lpn_context_equals_a_naive_loop(shrunk_config: Load, batch: Batch) -> None:
+    """[CLS ; input ; output] at positions 0, 1, ..., pre-norm blocks, normed CLS, mean over pairs, linear."""
+    config = shrunk_config("arch.encoder_type=lpn_standard").arch
+    encoder = create_encoder(config)
+    grid = encoder.grid_encoder
+    for i, context in enumerate(encode(encoder, batch)):
+        vectors = []
+        for k in torch.nonzero(batch["demo_mask"][i]).squeeze(-1):
+            tokens = torch.cat([batch["demo_inputs"][i, k], batch["demo_labels"][i, k]]).long()
+            kept = torch.nonzero(tokens).squeeze(-1)
+            tables = (grid.input_embedding.embedding_weight, grid.output_embedding.embedding_weight)
+            embedded = [grid.cls_embedding[0], *(tables[int(p >= 900)][tokens[p]] for p in kept)]
+            x = torch.stack(embedded) * config.hidden_size**0.5
+            positions = torch.cat([torch.zeros(1, dtype=torch.long), kept + 1])
+            for block in grid.layers:
+                x = x + self_attention(rms(x), block.self_attn, positions)
+                x = x + swiglu(rms(x), block.mlp)
+            vectors.append(rms(x[0]))
+        expected = encoder.context.projection.weight @ torch.stack(vectors).mean(0)
+        torch.testing.assert_close(context.flatten(), expected, atol=1e-4, rtol=1e-3)
+
+
+VARIATIONAL = ["hybrid_variational", "lpn_variational"]
+
+
+def opened(encoder: torch.nn.Module) -> torch.nn.Module:
+    """The encoder with a log-variance head that no longer is zero."""
+    torch.nn.init.normal_(encoder.latent.log_variance.weight, std=0.3)
+    torch.nn.init.normal_(encoder.latent.log_variance.bias, std=0.3)
+    return encoder
+
+
+@pytest.mark.parametrize("encoder_type", VARIATIONAL)
+def test_kl_equals_its_closed_form(shrunk_config: Load, batch: Batch, encoder_type: str) -> None:
+    encoder = opened(create_encoder(shrunk_config(f"arch.encoder_type={encoder_type}").arch)).eval()
+    seen: list[torch.Tensor] = []
+    encoder.latent.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    kl = encoder(batch["demo_inputs"], batch["demo_labels"], batch["demo_mask"]).kl_loss
+    unit = torch.distributions.Normal(0.0, 1.0)
+    head = encoder.latent
+    deviation = (0.5 * head.log_variance(seen[0]).clamp(-10, 10)).exp()
+    closed = torch.distributions.kl_divergence(torch.distributions.Normal(head.mean(seen[0]), deviation), unit).sum(-1)
+    if encoder_type == "lpn_variational":
+        shown = batch["demo_mask"]
+        closed = torch.stack([closed[i][shown[i]].mean() for i in range(len(closed))])
+    assert (kl > 0).all()
+    torch.testing.assert_close(kl, closed, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("encoder_type", VARIATIONAL)
+def test_training_samples_around_the_mean_that_evaluation_uses(
+    shrunk_config: Load, batch: Batch, encoder_type: str
+) -> None:
+    encoder = create_encoder(shrunk_config(f"arch.encoder_type={encoder_type}").arch)
+    with torch.no_grad():
+        first, second = encode(encoder, batch), encode(encoder, batch)
+        assert not torch.allclose(first, second)
+        encoder.eval()
+        mean = encode(encoder, batch)
+        assert torch.equal(mean, encode(encoder, batch))
+        encoder.train()
+        samples = torch.stack([encode(encoder, batch) for _ in range(200)])
+    deviation = (samples.mean(0) - mean).abs() / (samples.std(0) / 200**0.5)
+    assert float(deviation.mean()) < 1.0, "the mean of many samples is the evaluation's context"
+
+
+def test_log_variance_starts_at_zero_and_is_clamped(shrunk_config: Load, batch: Batch) -> None:
+    encoder = create_encoder(shrunk_config("arch.encoder_type=lpn_variational").arch).eval()
+    latent = encoder.latent
+    assert not latent.log_variance.weight.any()
+    assert latent.mean.weight.any()
+    torch.nn.init.constant_(latent.log_variance.bias, 1e4)
+    torch.nn.init.zeros_(latent.mean.weight)
+    kl = encoder(batch["demo_inputs"], batch["demo_labels"], batch["demo_mask"]).kl_loss
+    per_dimension = 0.5 * (torch.tensor(10.0).exp() - 1 - 10)
+    torch.testing.assert_close(kl, per_dimension.expand(6) * 512, rtol=1e-4, atol=1.0)
+
+
+def test_kl_weight_means_what_it_says(shrunk_config: Load, store: PuzzleStore, batch: Batch) -> None:
+    losses = {}
+    for weight in (0.0, 0.5):
+        config = shrunk_config("arch.encoder_type=hybrid_variational", f"arch.loss.kl_weight={weight}").arch
+        torch.manual_seed(0)
+        model = create_model(config, store.metadata)
+        torch.manual_seed(1)
+        _, loss, sums, _ = create_loss_head(config, model)(model.initial_carry(batch), batch)
+        losses[weight] = loss.detach(), sums["kl_loss"]
+    torch.testing.assert_close(losses[0.5][0] - losses[0.0][0], 0.5 * losses[0.0][1].double(), rtol=1e-4, atol=1e-4)
 
 
 def test_bfloat16_context_is_close_to_float32(shrunk_config: Load, batch: Batch) -> None:

@@ -1,0 +1,49 @@
+"""Hybrid encoders: the deep LPN-style grid encoder under the standard encoder's set encoder."""
+
+from typing import Any
+
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from models.encoders.base import DemoEncoder, EncoderOutput, fixed_length_output
+from models.encoders.lpn import ContextProjection, GaussianLatent, LpnGridEncoder
+from models.encoders.standard import DemoSetEncoder
+from models.layers import rms_norm
+
+
+class HybridEncoder(DemoEncoder):
+    """`hybrid_standard`: `LpnGridEncoder`, then `DemoSetEncoder`."""
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.grid_encoder = LpnGridEncoder(config)
+        self.set_encoder = DemoSetEncoder(config)
+
+    def forward(
+        self,
+        demo_inputs: Int[Tensor, "batch demos 900"],
+        demo_labels: Int[Tensor, "batch demos 900"],
+        demo_mask: Bool[Tensor, "batch demos"],
+    ) -> EncoderOutput:
+        pairs = self.grid_encoder(demo_inputs, demo_labels, demo_mask)
+        return fixed_length_output(self.set_encoder(pairs, demo_mask))
+
+
+class HybridVariationalEncoder(HybridEncoder):
+    """`hybrid_variational`: the normed mean of the hybrid's tokens gives one Gaussian latent of hidden size, whose
+    sample is projected to the context tokens."""
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.latent = GaussianLatent(config.hidden_size, config.hidden_size)
+        self.context = ContextProjection(config.hidden_size, config)
+
+    def forward(
+        self,
+        demo_inputs: Int[Tensor, "batch demos 900"],
+        demo_labels: Int[Tensor, "batch demos 900"],
+        demo_mask: Bool[Tensor, "batch demos"],
+    ) -> EncoderOutput:
+        tokens = super().forward(demo_inputs, demo_labels, demo_mask).context
+        latent, kl = self.latent(rms_norm(tokens.mean(1)))
+        return fixed_length_output(self.context(latent), kl)
