@@ -16,18 +16,26 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dataset.grids import SEQ_LEN
 
 CONFIG_DIR = Path(__file__).parent
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
+
+def _refuse_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    return value
+
+
+Number = BeforeValidator(_refuse_bool)  # pydantic takes true for 1
+Positive = Annotated[int, Number, Field(ge=1)]
+NonNegative = Annotated[int, Number, Field(ge=0)]
+PositiveFloat = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
+Probability = Annotated[float, Number, Field(ge=0, le=1)]
+Beta = Annotated[float, Number, Field(ge=0, lt=1)]
 PathPart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_=+,@ .-]+$")]
 
 
@@ -258,6 +266,9 @@ def _explain(error: ValidationError) -> str:
             lines.append(f"the key '{key}' does not belong to the chosen arch")
         elif fault["type"] == "extra_forbidden":
             lines.append(f"unknown key '{key}'{_nearest(key)}")
+        elif fault["type"] == "union_tag_invalid":
+            tag = fault["ctx"]
+            lines.append(f"{key}.name={tag['tag']} is not one of {tag['expected_tags']}")
         elif fault["type"] == "missing":
             lines.append(f"missing key '{key}'")
         else:
@@ -267,12 +278,43 @@ def _explain(error: ValidationError) -> str:
 
 
 def _override_keys(overrides: Sequence[str]) -> list[str]:
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    for override in parsed:
+    """The keys that the overrides set, `a.b` for `a={b: ...}`.
+
+    Raises:
+        ConfigError: an override that cannot be read, or that is no value of this project's config.
+    """
+    keys = []
+    for text in overrides:
+        try:
+            (override,) = OverridesParser.create().parse_overrides([text])
+        except HydraException as error:
+            raise ConfigError(f"'{text}' is not an override of the form key=value: {_first_line(error)}") from error
+        key = override.key_or_group
+        if override.is_sweep_override():
+            raise ConfigError(f"'{text}' names several values: sweeps are lines of a job file")
+        if not key or key.split(".")[0].split("/")[0] == "hydra":
+            raise ConfigError(f"'{text}' changes nothing here: overrides set keys of the run's config")
         value = override.value()
-        if isinstance(value, str) and override.key_or_group in ("arch",) and (".." in value or value.startswith("/")):
-            raise ConfigError(f"{override.key_or_group}={value}: a config group choice must not leave its folder")
-    return [override.key_or_group for override in parsed if not override.is_delete()]
+        if key == "arch" and not (isinstance(value, str) and re.fullmatch(r"\w+", value)):
+            raise ConfigError(f"'{text}': arch is one of {', '.join(_arch_names())}")
+        if not override.is_delete():
+            keys += [key, *_nested_keys(key, value)]
+    return keys
+
+
+def _nested_keys(prefix: str, value: Any) -> list[str]:
+    if not isinstance(value, dict):
+        return []
+    keys = [(f"{prefix}.{getattr(key, 'text', key)}", inner) for key, inner in value.items()]
+    return [found for key, inner in keys for found in (key, *_nested_keys(key, inner))]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _arch_names() -> list[str]:
+    return sorted(path.stem for path in (CONFIG_DIR / "arch").glob("*.yaml") if path.stem != "base")
 
 
 def config_names() -> list[str]:
@@ -295,7 +337,7 @@ def load_config(config_name: str, overrides: Sequence[str] = ()) -> TrainConfig:
         with initialize_config_dir(version_base=None, config_dir=str(CONFIG_DIR)):
             composed = OmegaConf.to_container(compose(name, overrides=list(overrides)), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain_hydra(error)) from error
+        raise ConfigError(_explain_hydra(error, overrides)) from error
     try:
         config = TrainConfig.model_validate(composed)
     except ValidationError as error:
@@ -307,7 +349,7 @@ def load_config(config_name: str, overrides: Sequence[str] = ()) -> TrainConfig:
     return config
 
 
-def _explain_hydra(error: Exception) -> str:
+def _explain_hydra(error: Exception, overrides: Sequence[str]) -> str:
     message = str(error).strip()
     match = re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'", message)
     if match:
@@ -318,7 +360,12 @@ def _explain_hydra(error: Exception) -> str:
         if name in _all_keys(TrainConfig):
             return f"the key '{name}' does not belong to the chosen arch"
         return f"unknown key '{name}'{_nearest(name)}"
-    return message.splitlines()[0] if len(message) > 400 else message
+    interpolation = re.search(r"full_key: (\S+)", message)
+    where = f"{interpolation.group(1)}: " if interpolation else ""
+    shown = next(
+        (text for text in overrides if interpolation and text.lstrip("+").startswith(interpolation.group(1))), ""
+    )
+    return f"{shown or where}{': ' if shown else ''}{_first_line(error)}"
 
 
 def dump_config(config: TrainConfig) -> dict[str, Any]:

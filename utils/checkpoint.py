@@ -3,7 +3,7 @@
 model.safetensors   parameters and buffers        ema.safetensors   averages of the parameters
 optim.pt            optimizer state               rank_<r>.pt       carry and random state of each rank
 config.yaml         the run's config              trained_on.json   what the weights have seen
-manifest.json       step and the SHA-256 of every other file, written last
+manifest.json       step and the SHA-256 of every other file and of itself, written last
 """
 
 import hashlib
@@ -74,6 +74,10 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _json_sha256(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def write_folder_file(path: Path, text: str) -> None:
     """Replace a text file in one move, so that a reader never sees half of it."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
@@ -112,6 +116,7 @@ class CheckpointWriter:
         (folder / "trained_on.json").write_text(trained_on.model_dump_json())
         hashes = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
         manifest = {"format": CHECKPOINT_FORMAT, "step": self.step, "sha256": hashes}
+        manifest["sha256_of_the_above"] = _json_sha256(manifest)
         (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1))
         if self.final.exists():
             shutil.rmtree(self.final)
@@ -138,6 +143,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         manifest = json.loads((path / MANIFEST_FILE).read_text())
         if not isinstance(manifest, dict) or manifest.get("format") != CHECKPOINT_FORMAT:
             raise CheckpointError(f"{path}: {MANIFEST_FILE} is not of format {CHECKPOINT_FORMAT}")
+        own_hash = manifest.pop("sha256_of_the_above", None)
+        if own_hash != _json_sha256(manifest):
+            raise CheckpointError(f"{path / MANIFEST_FILE}: damaged (it does not match its own hash)")
         for name, expected in manifest["sha256"].items():
             if _sha256(path / name) != expected:
                 raise CheckpointError(f"{path / name}: damaged (its SHA-256 is not that of {MANIFEST_FILE})")

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from config.schema import ConfigError
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -31,10 +33,10 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """`auto` takes CUDA where there is one.
 
     Raises:
-        ValueError: `cuda` is asked for and there is none.
+        ConfigError: `cuda` is asked for and there is none.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda, but torch finds no CUDA device; use device=auto or device=cpu")
+        raise ConfigError("device=cuda, but torch finds no CUDA device; use device=auto or device=cpu")
     use_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
     return torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
 

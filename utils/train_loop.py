@@ -51,10 +51,11 @@ from utils.optim import (
     set_learning_rates,
 )
 from utils.report import predictions_page, shown_queries
-from utils.run_logger import RunLogger, create_run_folder
+from utils.run_logger import RunLogger, create_run_folder, run_folder
 
 log = logging.getLogger(__name__)
 SHOWN_QUERIES = 16
+RANK_SEED_STRIDE = 1_000_003
 
 
 class TrainingError(RuntimeError):
@@ -206,6 +207,7 @@ def create_trainer(config: TrainConfig, ranks: Ranks) -> Trainer:
     )
     torch.manual_seed(config.seed)
     model = create_model(config.arch, store.metadata).to(ranks.device)
+    torch.manual_seed(config.seed + RANK_SEED_STRIDE * ranks.rank)  # a variational encoder's noise differs by rank
     trained_on = seen_in_training(store, train_data)
     if config.load_pretrained_decoder is not None:
         arch = dump_config(config)["arch"]
@@ -391,14 +393,15 @@ def prediction_html(trainer: Trainer) -> str:
 def summary(metrics: dict[str, float], folder: Path) -> str:
     """The table that ends a run."""
     num_puzzles = int(metrics.get("ARC/num_puzzles", 0))
+
+    def shown(key: str, form: str, scale: float = 1.0) -> str:
+        return form.format(scale * metrics[key]) if key in metrics else "-"
+
     rows = [
-        (
-            "train token accuracy",
-            f"{100 * metrics['train/accuracy']:.1f} %" if "train/accuracy" in metrics else "-",
-        ),
-        ("train exact match", f"{100 * metrics.get('train/exact_accuracy', float('nan')):.1f} %"),
-        ("mean ACT steps", f"{metrics.get('train/steps', float('nan')):.2f}"),
-        ("held-out token accuracy", f"{100 * metrics.get('eval/accuracy', float('nan')):.1f} %"),
+        ("train token accuracy", shown("train/accuracy", "{:.1f} %", 100)),
+        ("train exact match", shown("train/exact_accuracy", "{:.1f} %", 100)),
+        ("mean ACT steps", shown("train/steps", "{:.2f}")),
+        ("held-out token accuracy", shown("eval/accuracy", "{:.1f} %", 100)),
     ]
     for k in (1, 2):
         for name in (f"pass@{k}", f"contaminated_pass@{k}"):
@@ -417,7 +420,7 @@ def main(default_config: str, argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--config-name", default=default_config, help=f"one of: {', '.join(config_names())}")
     parser.add_argument("--cfg", action="store_true", help="print the composed config and exit")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         config = load_config(arguments.config_name, arguments.overrides)
@@ -429,11 +432,7 @@ def main(default_config: str, argv: Sequence[str] | None = None) -> None:
             metrics = fit(config, ranks)
         finally:
             distributed.stop(ranks)
-    except (ConfigError, DatasetError, CheckpointError, TrainingError, ValueError) as error:
-        if not isinstance(error, (ConfigError, DatasetError, CheckpointError, TrainingError)):
-            raise
+    except (ConfigError, DatasetError, CheckpointError, TrainingError) as error:
         parser.exit(2, f"error: {error}\n")
     if ranks.is_first:
-        from utils.run_logger import run_folder
-
         sys.stdout.write(summary(metrics, run_folder(config)) + "\n")

