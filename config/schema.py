@@ -267,8 +267,8 @@ def _explain(error: ValidationError) -> str:
         elif fault["type"] == "extra_forbidden":
             lines.append(f"unknown key '{key}'{_nearest(key)}")
         elif fault["type"] == "union_tag_invalid":
-            tag = fault["ctx"]
-            lines.append(f"{key}.name={tag['tag']} is not one of {tag['expected_tags']}")
+            context = fault.get("ctx", {})
+            lines.append(f"{key}.name={context.get('tag')} is not one of {context.get('expected_tags')}")
         elif fault["type"] == "missing":
             lines.append(f"missing key '{key}'")
         else:
@@ -360,12 +360,10 @@ def _explain_hydra(error: Exception, overrides: Sequence[str]) -> str:
         if name in _all_keys(TrainConfig):
             return f"the key '{name}' does not belong to the chosen arch"
         return f"unknown key '{name}'{_nearest(name)}"
-    interpolation = re.search(r"full_key: (\S+)", message)
-    where = f"{interpolation.group(1)}: " if interpolation else ""
-    shown = next(
-        (text for text in overrides if interpolation and text.lstrip("+").startswith(interpolation.group(1))), ""
-    )
-    return f"{shown or where}{': ' if shown else ''}{_first_line(error)}"
+    found = re.search(r"full_key: (\S+)", message)
+    key = found.group(1) if found else ""
+    shown = next((text for text in overrides if key and text.lstrip("+").startswith(f"{key}=")), key)
+    return f"{shown}: {_first_line(error)}" if shown else _first_line(error)
 
 
 def dump_config(config: TrainConfig) -> dict[str, Any]:
