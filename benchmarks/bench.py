@@ -12,14 +12,15 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.padded import padded_form
-from config.schema import load_config
-from dataset.fewshot_puzzle_dataset import Batch, FewshotTrainDataset
+from config.schema import TrainConfig, load_config
+from dataset.fewshot_puzzle_dataset import FewshotTrainDataset
 from dataset.store import load_store
 from models import create_model
 from models.losses import create_loss_head
 
 DATA = "data/arc1-encoder-aug-1000"
 BATCH = 16
+READS = 20
 OVERRIDES = (
     "arch.hidden_size=128",
     "arch.num_heads=4",
@@ -45,73 +46,61 @@ def turn_by_turn(first: Callable[[], object], second: Callable[[], object], roun
     return statistics.median(ratios), min(ratios), max(ratios)
 
 
+class Bench:
+    """A model, a batch of real puzzles, and the things that are timed on them."""
+
+    def __init__(self, config: TrainConfig, data_path: str, batch_size: int):
+        torch.manual_seed(0)
+        store = load_store(data_path)
+        self.data = FewshotTrainDataset(
+            store,
+            global_batch_size=batch_size,
+            epochs=1000,
+            seed=0,
+            max_demos=config.max_demos,
+            max_groups=config.max_train_groups,
+        )
+        self.model = create_model(config.arch, store.metadata)
+        self.head = create_loss_head(config.arch, self.model)
+        self.batch = self.data[0]
+        self.carry = self.model.initial_carry(self.batch)
+
+    @torch.no_grad()
+    def context(self) -> torch.Tensor:
+        return self.model.encode(self.batch).context
+
+    def train_step(self) -> None:
+        _, loss, _, _ = self.head(self.carry, self.batch)
+        loss.backward()
+        self.model.zero_grad()
+
+    def padded_step(self) -> None:
+        with padded_form():
+            self.train_step()
+
+    def read_batches(self) -> None:
+        for number in range(1, READS + 1):
+            self.data[number]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
-    torch.manual_seed(0)
-    config = load_config("cfg_pretrain_etrm_arc_agi_1", OVERRIDES)
-    store = load_store(DATA)
-    data = FewshotTrainDataset(store, global_batch_size=BATCH, epochs=1000, seed=0)
-    model = create_model(config.arch, store.metadata)
-    head = create_loss_head(config.arch, model)
-    batch: Batch = data[0]
-    carry = model.initial_carry(batch)
-
-    def encode() -> torch.Tensor:
-        return model.encode(batch).context
-
-    def train_step() -> None:
-        _, loss, _, _ = head(carry, batch)
-        (loss / BATCH).backward()
-        model.zero_grad()
-
-    def padded_step() -> None:
-        with padded_form():
-            train_step()
-
-    def read_batches() -> None:
-        for number in range(1, 21):
-            data[number]
-
-    with torch.no_grad():
-        context = encode()
-        with padded_form():
-            difference = float((context - encode()).abs().max())
+    rounds = parser.parse_args().rounds
+    bench = Bench(load_config("cfg_pretrain_etrm_arc_agi_1", OVERRIDES), DATA, BATCH)
+    packed = bench.context()
+    with padded_form():
+        difference = float((packed - bench.context()).abs().max())
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {BATCH}, hidden 128, 10 slots, float32")
     print(f"largest difference of the contexts, packed and padded: {difference:.1e}")
-    ratio, low, high = turn_by_turn(train_step, padded_step, arguments.rounds)
+    ratio, low, high = turn_by_turn(bench.train_step, bench.padded_step, rounds)
     print(f"training step, packed against padded: {ratio:.1f} times faster ({low:.1f}-{high:.1f})")
-    ratio, low, high = turn_by_turn(read_batches, train_step, arguments.rounds)
-    print(
-        f"data pipeline against this training step: {20 * ratio:.0f} times the samples ({20 * low:.0f}-{20 * high:.0f})"
-    )
-    demo = load_config("cfg_demo")
-    demo_store = load_store(demo.data_paths[0])
-    demo_data = FewshotTrainDataset(
-        demo_store,
-        global_batch_size=demo.global_batch_size,
-        epochs=demo.epochs,
-        seed=0,
-        max_demos=demo.max_demos,
-        max_groups=demo.max_train_groups,
-    )
-    demo_model = create_model(demo.arch, demo_store.metadata)
-    demo_head = create_loss_head(demo.arch, demo_model)
-    demo_batch = demo_data[0]
-    demo_carry = demo_model.initial_carry(demo_batch)
-
-    def demo_step() -> None:
-        _, loss, _, _ = demo_head(demo_carry, demo_batch)
-        loss.backward()
-        demo_model.zero_grad()
-
-    def read_demo_batches() -> None:
-        for number in range(1, 21):
-            demo_data[number]
-
-    ratio, low, high = turn_by_turn(read_demo_batches, demo_step, 3 * arguments.rounds)
-    print(f"data pipeline against the demo's step: {20 * ratio:.0f} times the samples ({20 * low:.0f}-{20 * high:.0f})")
+    demo_config = load_config("cfg_demo")
+    demo = Bench(demo_config, demo_config.data_paths[0], demo_config.global_batch_size)
+    for name, part in (("this", bench), ("the demo's", demo)):
+        ratio, low, high = turn_by_turn(part.read_batches, part.train_step, rounds)
+        rates = f"{READS * ratio:.0f} times the samples ({READS * low:.0f}-{READS * high:.0f})"
+        print(f"data pipeline against {name} training step: {rates}")
 
 
 if __name__ == "__main__":

@@ -56,18 +56,18 @@ def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     """`toy_dataset()`: 8 training and 4 held-out puzzles of small grids, each answer a copy of the input.
 
     But for the held-out puzzle `other`, and for the second of the two inputs of `half`. With
-    `with_solutions=False` the held-out answers are unknown.
+    `with_solutions=False` the held-out answers are unknown; `prefix` goes in front of the puzzles' names.
     """
 
-    def build(*, with_solutions: bool = True, num_aug: int = 4, seed: int = 0) -> Path:
+    def build(*, with_solutions: bool = True, num_aug: int = 4, seed: int = 0, prefix: str = "") -> Path:
         folder = tmp_path_factory.mktemp("toy")
-        write_tasks(folder, "easy", {f"easy{i}": [True] for i in range(8)}, True)
+        write_tasks(folder, "easy", {f"{prefix}easy{i}": [True] for i in range(8)}, True)
         held_out = {"same1": [True], "same2": [True], "other": [False], "half": [True, False]}
-        write_tasks(folder, "heldout", held_out, with_solutions)
-        prefix = str(folder / "toy")
+        write_tasks(folder, "heldout", {prefix + task: tests for task, tests in held_out.items()}, with_solutions)
+        files = str(folder / "toy")
         subsets = ["easy", "heldout"]
         data = folder / "data"
-        build_dataset(data, subsets, test_set_name="heldout", num_aug=num_aug, seed=seed, input_file_prefix=prefix)
+        build_dataset(data, subsets, test_set_name="heldout", num_aug=num_aug, seed=seed, input_file_prefix=files)
         return data
 
     return build

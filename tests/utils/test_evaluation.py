@@ -267,6 +267,23 @@ def test_puzzles_without_solution_are_answered_but_not_counted(
     assert all(math.isfinite(value) for value in found.metrics.values())
 
 
+def test_queries_without_solution_weigh_nothing_in_the_scores(
+    toy_trainer: Trainer, make_trainer: MakeTrainer, toy_dataset: Callable[..., Path]
+) -> None:
+    known, unknown = toy_trainer.config.data_paths[0], toy_dataset(with_solutions=False, prefix="blind-")
+    both = make_trainer(*TOY, f"data_paths=[{known},{unknown}]", "max_eval_groups=8")
+    both.model.load_state_dict(toy_trainer.model.state_dict())
+    alone, mixed = toy_trainer.evaluate(), both.evaluate()
+    assert list(mixed.submission) == [*alone.submission, *(f"blind-{puzzle}" for puzzle in alone.submission)]
+    assert mixed.metrics["eval/num_queries"] == 2 * alone.metrics["eval/num_queries"]
+    assert 0 < alone.metrics["eval/exact_accuracy"] < 1
+    scores = [
+        key for key in alone.metrics if "per_second" not in key and "encoder" not in key and "num_quer" not in key
+    ]
+    expected = {key: alone.metrics[key] for key in scores}
+    assert {key: mixed.metrics[key] for key in scores} == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_puzzle_that_the_weights_saw_makes_the_metric_contaminated(toy_trainer: Trainer) -> None:
     manifest = {p.id: p for p in toy_trainer.eval_data.store.manifest.puzzles}
 
@@ -386,7 +403,7 @@ def test_a_sample_that_runs_into_the_edge_is_predicted_again_on_the_full_canvas(
 
 
 def test_only_samples_at_the_edge_are_predicted_again_and_only_in_the_last_step(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer("max_eval_groups=8", "max_eval_augmentations=1")
+    trainer = make_trainer("max_eval_groups=8", "max_eval_augmentations=1", *FEW_CYCLES)
     model, data = trainer.model.eval(), trainer.eval_data
     decide_at_random(model)
     batch = data.queries(np.arange(len(data.query_row)))
