@@ -5,28 +5,17 @@ from typing import Any
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from models.encoders.base import DemoEncoder, EncoderOutput, fixed_length_output
+from models.encoders.base import EncoderOutput, fixed_length_output
 from models.encoders.lpn import ContextProjection, GaussianLatent, LpnGridEncoder
-from models.encoders.standard import DemoSetEncoder
+from models.encoders.standard import StandardDemoEncoder
 from models.layers import rms_norm
 
 
-class HybridEncoder(DemoEncoder):
+class HybridEncoder(StandardDemoEncoder):
     """`hybrid_standard`: `LpnGridEncoder`, then `DemoSetEncoder`."""
 
     def __init__(self, config: Any):
-        super().__init__()
-        self.grid_encoder = LpnGridEncoder(config)
-        self.set_encoder = DemoSetEncoder(config)
-
-    def forward(
-        self,
-        demo_inputs: Int[Tensor, "batch demos 900"],
-        demo_labels: Int[Tensor, "batch demos 900"],
-        demo_mask: Bool[Tensor, "batch demos"],
-    ) -> EncoderOutput:
-        pairs = self.grid_encoder(demo_inputs, demo_labels, demo_mask)
-        return fixed_length_output(self.set_encoder(pairs, demo_mask))
+        super().__init__(config, LpnGridEncoder(config))
 
 
 class HybridVariationalEncoder(HybridEncoder):

@@ -146,11 +146,11 @@ class DemoSetEncoder(nn.Module):
 
 
 class StandardDemoEncoder(DemoEncoder):
-    """`DemoGridEncoder`, then `DemoSetEncoder`."""
+    """A grid encoder (`DemoGridEncoder`), then `DemoSetEncoder`."""
 
-    def __init__(self, config: Any):
+    def __init__(self, config: Any, grid_encoder: nn.Module | None = None):
         super().__init__()
-        self.grid_encoder = DemoGridEncoder(config)
+        self.grid_encoder = grid_encoder or DemoGridEncoder(config)
         self.set_encoder = DemoSetEncoder(config)
 
     def forward(
