@@ -139,6 +139,8 @@ def set_learning_rates(optimizer: Optimizer, base_lr: float, step: int) -> None:
         group["active"] = step >= group["frozen_steps"]
         if not group["active"]:
             group["lr"] = 0.0
+            for param in group["params"]:  # the fused kernel does not know `active`: without a gradient it waits too
+                param.grad = None
 
 
 def gradient_norms(optimizer: Optimizer) -> dict[str, Float[Tensor, ""]]:
