@@ -83,15 +83,15 @@ class Packing:
 
     def mean(self, packed: Float[Tensor, "n width"], weights: Float[Tensor, " n"] | None = None) -> Tensor:
         """The (weighted) mean over each sequence's valid tokens, (s, width) float32; zeros for an empty sequence."""
-        values, sequence = packed.float(), self.sequence
+        values, sequence = packed.to(torch.promote_types(packed.dtype, torch.float32)), self.sequence
         if self.live is not None:
             values, sequence = values[self.live], sequence[self.live]
             weights = weights[self.live] if weights is not None else None
         zeros = values.new_zeros(len(self.lengths), values.shape[1])
         if weights is None:
             return zeros.index_add(0, sequence, values) / self.lengths.clamp(min=1)[:, None]
-        total = zeros[:, 0].index_add(0, sequence, weights.float()).clamp(min=1e-6)
-        return zeros.index_add(0, sequence, values * weights.float()[:, None]) / total[:, None]
+        total = zeros[:, 0].index_add(0, sequence, weights.to(values.dtype)).clamp(min=1e-6)
+        return zeros.index_add(0, sequence, values * weights.to(values.dtype)[:, None]) / total[:, None]
 
 
 def _levels_of(lengths: np.ndarray) -> np.ndarray:
