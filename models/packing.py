@@ -1,7 +1,7 @@
 """Packing: which tokens of a padded batch are computed, and where they stand in the packed tensor.
 
 On CUDA in half precision the packed rows are just the valid tokens. Elsewhere sequences are sorted by length and each
-is rounded up to the longest of its group (about 5 % of dead rows), so that a group is a padded batch *by view* and
+is rounded up to the longest of its group (about 1 % of dead rows), so that a group is a padded batch *by view* and
 attention needs no gather and no scatter in any layer. A dead row repeats its sequence's last token: it is never a
 key, nobody reads it, and no gradient comes from it.
 """
