@@ -54,7 +54,7 @@ class LossConfig(_Section):
 
 
 class ArchConfig(_Section):
-    """The recursive decoder, ACT, and the encoder of single demonstration pairs."""
+    """The recursive decoder and ACT."""
 
     loss: LossConfig
 
@@ -69,14 +69,10 @@ class ArchConfig(_Section):
     mlp_t: bool
     forward_dtype: Literal["bfloat16", "float32"]
     canvas: Literal["task", "full"]
+    halting: Literal["act", "fixed"]
     halt_max_steps: Positive
     halt_exploration_prob: Probability
-
-    encoder_num_layers: Positive
-    encoder_norm_style: Literal["post", "pre"]
-    encoder_layer_scale_init: PositiveFloat | None
-    encoder_qk_norm: bool
-    encoder_pooling_method: Literal["mean", "attention", "weighted"]
+    num_act_steps: Positive
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "ArchConfig":
@@ -88,6 +84,16 @@ class ArchConfig(_Section):
         if self.mlp_t and self.canvas != "full":
             raise ValueError(f"arch.mlp_t=true mixes all {SEQ_LEN} cells: it needs arch.canvas=full")
         return self
+
+    @property
+    def max_steps(self) -> int:
+        """ACT steps of a sample, at most in training and always in evaluation."""
+        return self.num_act_steps if self.halting == "fixed" else self.halt_max_steps
+
+    @property
+    def steps_per_batch(self) -> int:
+        """ACT steps, and so optimizer steps, on one batch."""
+        return self.num_act_steps if self.halting == "fixed" else 1
 
     @property
     def is_variational(self) -> bool:
@@ -102,14 +108,50 @@ class ArchConfig(_Section):
     def unused_keys(self) -> dict[str, str]:
         """Keys that the chosen options do not read, with the reason."""
         unused = {}
-        if self.halt_max_steps == 1:
+        if self.halting == "fixed":
+            why = "arch.halting=fixed takes arch.num_act_steps steps"
+            unused |= {"halt_max_steps": why, "halt_exploration_prob": why}
+        else:
+            unused["num_act_steps"] = "arch.halting=act halts by itself; arch.halting=fixed reads it"
+        if self.halting == "act" and self.halt_max_steps == 1:
             unused["halt_exploration_prob"] = "arch.halt_max_steps=1 leaves nothing to explore"
         if not self.is_variational:
             unused["loss.kl_weight"] = f"the encoder {self.encoder_name} is deterministic and has no KL"
         return unused
 
 
-class EtrmArch(ArchConfig):
+class TrmArch(ArchConfig):
+    """TRM: a learned embedding for each puzzle and augmentation."""
+
+    name: Literal["recursive_reasoning.trm@TRM"]
+    puzzle_emb_ndim: Positive
+
+    @property
+    def encoder_name(self) -> str:
+        return "puzzle_emb"
+
+    @model_validator(mode="after")
+    def _embedding_fits(self) -> "TrmArch":
+        slots = self.puzzle_emb_len * self.hidden_size
+        if self.puzzle_emb_ndim > slots:
+            raise ValueError(
+                f"arch.puzzle_emb_ndim={self.puzzle_emb_ndim} does not fit into arch.puzzle_emb_len="
+                f"{self.puzzle_emb_len} slots of arch.hidden_size={self.hidden_size}: at most {slots}"
+            )
+        return self
+
+
+class EncoderArch(ArchConfig):
+    """What the archs with an encoder of demonstration pairs share."""
+
+    encoder_num_layers: Positive
+    encoder_norm_style: Literal["post", "pre"]
+    encoder_layer_scale_init: PositiveFloat | None
+    encoder_qk_norm: bool
+    encoder_pooling_method: Literal["mean", "attention", "weighted"]
+
+
+class EtrmArch(EncoderArch):
     """ETRM: a static encoder."""
 
     name: Literal["recursive_reasoning.etrm@TRMWithEncoder"]
@@ -138,7 +180,7 @@ class EtrmArch(ArchConfig):
         return unused
 
 
-class EtrmtrmArch(ArchConfig):
+class EtrmtrmArch(EncoderArch):
     """ETRMTRM: a recurrent encoder; `encoder_type` is that of its grid encoder."""
 
     name: Literal["recursive_reasoning.etrmtrm@TRMWithRecurrentEncoder"]
@@ -167,7 +209,7 @@ class EtrmtrmArch(ArchConfig):
         return unused
 
 
-AnyArch = EtrmArch | EtrmtrmArch
+AnyArch = TrmArch | EtrmArch | EtrmtrmArch
 
 
 class EvaluatorConfig(_Section):
@@ -195,6 +237,9 @@ class TrainConfig(_Section):
     beta1: Beta
     beta2: Beta
     weight_decay: NonNegativeFloat
+    puzzle_emb_lr: PositiveFloat
+    puzzle_emb_weight_decay: NonNegativeFloat
+    train_on_held_out_demonstrations: bool
     grad_clip_norm: NonNegativeFloat
     encoder_lr_scale: NonNegativeFloat
     freeze_encoder: bool
@@ -226,6 +271,11 @@ class TrainConfig(_Section):
     def _fits_together(self) -> "TrainConfig":
         if self.freeze_encoder and self.freeze_decoder_steps:
             raise ValueError("freeze_encoder=true with freeze_decoder_steps > 0 would train nothing at first")
+        if self.train_on_held_out_demonstrations and not isinstance(self.arch, TrmArch):
+            raise ValueError(
+                "train_on_held_out_demonstrations=true is for TRM: the other systems are measured on puzzles of which "
+                "they have seen nothing"
+            )
         return self
 
     def unused_keys(self) -> dict[str, str]:
@@ -233,6 +283,11 @@ class TrainConfig(_Section):
         unused = {f"arch.{key}": why for key, why in self.arch.unused_keys().items()}
         if not self.ema:
             unused["ema_rate"] = "ema=false"
+        if isinstance(self.arch, TrmArch):
+            unused |= dict.fromkeys(("encoder_lr_scale", "freeze_encoder"), "TRM has no encoder")
+            unused["query_sampling"] = "TRM trains on every pair of a puzzle"
+        else:
+            unused |= dict.fromkeys(("puzzle_emb_lr", "puzzle_emb_weight_decay"), "only TRM embeds puzzles")
         if self.freeze_encoder:
             unused["encoder_lr_scale"] = "freeze_encoder=true trains nothing in the encoder"
         return unused
@@ -314,7 +369,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _arch_names() -> list[str]:
-    return sorted(path.stem for path in (CONFIG_DIR / "arch").glob("*.yaml") if path.stem != "base")
+    return sorted(path.stem for path in (CONFIG_DIR / "arch").glob("*.yaml") if not path.stem.startswith("base"))
 
 
 def config_names() -> list[str]:

@@ -146,13 +146,11 @@ class FewshotTrainDataset(Dataset[Batch]):
         world_size: int = 1,
     ):
         self.store, self.seed, self.max_demos = store, seed, max_demos
-        self.puzzles = select_puzzles(store, "train", max_groups, "max_train_groups")
+        self.puzzles = self._choose_puzzles(max_groups)
         if not len(self.puzzles):
             raise DatasetError("the data set has no training puzzles")
         self.pairs = PairTable(store, self.puzzles)
-        labelled = self.pairs.is_labelled
-        self.may_query = labelled if query_sampling == "leave_one_out" else labelled & ~self.pairs.is_demo
-        self.may_show = labelled if query_sampling == "leave_one_out" else self.pairs.is_demo
+        self.may_query, self.may_show = self._choose_pairs(query_sampling)
         self._refuse_puzzles_without_query(query_sampling)
         if global_batch_size % world_size:
             raise DatasetError(f"global_batch_size={global_batch_size} is not a multiple of {world_size} ranks")
@@ -174,6 +172,18 @@ class FewshotTrainDataset(Dataset[Batch]):
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
         self._epoch_table = lru_cache(maxsize=8)(self._draw_epoch)
+
+    def _choose_puzzles(self, max_groups: int | None) -> Int64[np.ndarray, " n"]:
+        return select_puzzles(self.store, "train", max_groups, "max_train_groups")
+
+    def _choose_pairs(
+        self, query_sampling: QuerySampling
+    ) -> tuple[Bool[np.ndarray, "puzzles pairs"], Bool[np.ndarray, "puzzles pairs"]]:
+        """Which pairs may be asked for, and which may be shown as demonstrations of others."""
+        labelled = self.pairs.is_labelled
+        if query_sampling == "leave_one_out":
+            return labelled, labelled
+        return labelled & ~self.pairs.is_demo, self.pairs.is_demo
 
     def _refuse_puzzles_without_query(self, query_sampling: QuerySampling) -> None:
         queries = self.may_query.sum(axis=1)

@@ -7,10 +7,13 @@ from dataset.grids import SEQ_LEN, VOCAB_SIZE
 from models.act import RecursiveReasoner
 from models.recursive_reasoning.etrm import TRMWithEncoder
 from models.recursive_reasoning.etrmtrm import TRMWithRecurrentEncoder
+from models.recursive_reasoning.trm import TRM
 
-MODELS: dict[str, Callable[[Any], RecursiveReasoner]] = {
-    "recursive_reasoning.etrm@TRMWithEncoder": TRMWithEncoder,
-    "recursive_reasoning.etrmtrm@TRMWithRecurrentEncoder": TRMWithRecurrentEncoder,
+# Each is built from the `arch` config and the data set's metadata.
+MODELS: dict[str, Callable[[Any, Any], RecursiveReasoner]] = {
+    "recursive_reasoning.trm@TRM": lambda config, metadata: TRM(config, metadata.num_puzzle_identifiers),
+    "recursive_reasoning.etrm@TRMWithEncoder": lambda config, metadata: TRMWithEncoder(config),
+    "recursive_reasoning.etrmtrm@TRMWithRecurrentEncoder": lambda config, metadata: TRMWithRecurrentEncoder(config),
 }
 
 
@@ -31,4 +34,4 @@ def create_model(config: Any, metadata: Any) -> RecursiveReasoner:
             f"the data set has {metadata.vocab_size} tokens and {metadata.seq_len} cells; "
             f"models read {VOCAB_SIZE} and {SEQ_LEN}"
         )
-    return MODELS[config.name](config)
+    return MODELS[config.name](config, metadata)

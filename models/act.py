@@ -56,19 +56,38 @@ class RecursiveReasoner(nn.Module, ABC):
 
     `forward(carry, batch)` is one ACT step for every sample and returns (new carry, outputs); outputs are `logits`
     (B, 900, vocab) float32, `q_halt_logits`, `q_continue_logits` (B), `context` (B, T, hidden, detached), `kl_loss`
-    (B). In training a sample that has halted is replaced by the batch's; in evaluation all samples take
-    `halt_max_steps` steps (`rollout`).
+    (B). In training a sample that has halted is replaced by the batch's; in evaluation all samples take `max_steps`
+    steps (`rollout`). With `arch.halting=fixed` all halt together at `num_act_steps`: a batch that is given that many
+    times in a row starts with a fresh carry.
     """
 
     inner: Any
+    # Whether the context comes from the demonstrations, so that puzzles never seen can be asked about.
+    reads_demonstrations = True
 
     def __init__(self, config: Any):
         super().__init__()
         self.config = config
 
+    @property
+    def max_steps(self) -> int:
+        """ACT steps of a sample: at most in training, always in evaluation."""
+        return self.config.max_steps
+
     @abstractmethod
     def initial_carry(self, batch: Batch) -> Any:
         """A carry in which every sample has halted, so that the first step takes all of `batch`."""
+
+    def _fresh_state(self, batch: Batch) -> dict[str, Any]:
+        """The fields that every carry has, with every sample halted."""
+        inputs = batch["inputs"]
+        size, device = len(inputs), inputs.device
+        return {
+            "inner_carry": self.inner.initial_carry(size, device),
+            "steps": torch.zeros(size, dtype=torch.int32, device=device),
+            "halted": torch.ones(size, dtype=torch.bool, device=device),
+            "current_data": {key: value for key, value in batch.items() if key != EXPLORATION_KEY},
+        }
 
     @abstractmethod
     def encode(self, data: Batch) -> Any:
@@ -110,11 +129,10 @@ class RecursiveReasoner(nn.Module, ABC):
         inner_carry, logits, (q_halt, q_continue) = self.inner(inner_carry, data, context, active)
         with torch.no_grad():
             steps = torch.where(carry.halted, 0, carry.steps) + 1
-            limit = self.config.halt_max_steps
-            if draws is None:
-                halted = steps >= limit
+            if draws is None or self.config.halting == "fixed":
+                halted = steps >= self.max_steps
             else:
-                halted = decide_halting(steps, q_halt, draws, limit, self.config.halt_exploration_prob)
+                halted = decide_halting(steps, q_halt, draws, self.max_steps, self.config.halt_exploration_prob)
         carry = replace(carry, inner_carry=inner_carry, steps=steps, halted=halted, current_data=data, **changed)
         outputs = {
             "logits": logits,
@@ -128,7 +146,7 @@ class RecursiveReasoner(nn.Module, ABC):
 
     @torch.no_grad()
     def rollout(self, batch: Batch, canvas: str | None = None) -> Iterator[dict[str, Tensor]]:
-        """The outputs of each of the `halt_max_steps` ACT steps in evaluation; demonstrations are encoded once.
+        """The outputs of each of the `max_steps` ACT steps in evaluation; demonstrations are encoded once.
 
         Args:
             canvas: "full" overrides `arch.canvas`.
@@ -140,6 +158,6 @@ class RecursiveReasoner(nn.Module, ABC):
             raise RuntimeError("rollout is for evaluation: call model.eval() first")
         carry = self.initial_carry(batch)
         encoding, active = self.encode(carry.current_data), self.active_cells(carry.current_data, canvas)
-        for _ in range(self.config.halt_max_steps):
+        for _ in range(self.max_steps):
             carry, outputs = self._act_step(carry, carry.current_data, encoding, active, None)
             yield outputs

@@ -68,7 +68,7 @@ class RotaryTable(nn.Module):
 
     def __init__(self, head_dim: int, max_positions: int):
         super().__init__()
-        frequencies = ROPE_THETA ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+        frequencies = 1.0 / ROPE_THETA ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
         angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), frequencies)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
@@ -267,7 +267,10 @@ class TransformerBlock(nn.Module):
 
 
 class MixerBlock(nn.Module):
-    """The block without attention (`mlp_t`): a SwiGLU over positions in its place; every sequence must be complete."""
+    """The block without attention (`mlp_t`): a SwiGLU over positions in its place; every sequence must be complete.
+
+    The norm that follows it is taken over positions too, as published checkpoints of this variant need it.
+    """
 
     def __init__(self, hidden_size: int, sequence_length: int, expansion: float):
         super().__init__()
@@ -277,7 +280,7 @@ class MixerBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary) -> Float[Tensor, "n hidden"]:
         by_channel = rearrange(x, "(s l) c -> s c l", l=self.sequence_length)
-        x = rms_norm(x + rearrange(self.mlp_t(by_channel), "s c l -> (s l) c"))
+        x = rearrange(rms_norm(by_channel + self.mlp_t(by_channel)), "s c l -> (s l) c")
         return rms_norm(x + self.mlp(x))
 
 

@@ -15,7 +15,7 @@ def rms(x: Tensor) -> Tensor:
 def rotate(x: Tensor, positions: Tensor) -> Tensor:
     """Rotate-half rotary embedding of (tokens, width) at theta 10000."""
     width = x.shape[-1]
-    angles = positions[:, None] * 10000.0 ** (-torch.arange(0, width, 2) / width)
+    angles = positions[:, None] * (1 / 10000.0 ** (torch.arange(0, width, 2) / width))
     cos, sin = torch.cat([angles.cos()] * 2, -1), torch.cat([angles.sin()] * 2, -1)
     half_turned = torch.cat([-x[:, width // 2 :], x[:, : width // 2]], -1)
     return x * cos + half_turned * sin
@@ -114,7 +114,7 @@ def standard_context(encoder: Any, batch: dict[str, Tensor], sample: int, config
 
 
 def mixer_block(x: Tensor, block: Any) -> Tensor:
-    x = rms(x + swiglu(x.T, block.mlp_t).T)
+    x = rms(x.T + swiglu(x.T, block.mlp_t)).T
     return rms(x + swiglu(x, block.mlp))
 
 

@@ -37,11 +37,19 @@ class TrainedOn(BaseModel):
 
     puzzle_ids: tuple[str, ...] = ()
     pair_hashes: tuple[str, ...] = ()
+    held_out_demonstrations: tuple[str, ...] = ()
+    unknown_origin: tuple[str, ...] = ()
+    datasets: dict[str, str] = {}
 
     def joined(self, other: "TrainedOn") -> "TrainedOn":
         return TrainedOn(
             puzzle_ids=tuple(dict.fromkeys((*self.puzzle_ids, *other.puzzle_ids))),
             pair_hashes=tuple(dict.fromkeys((*self.pair_hashes, *other.pair_hashes))),
+            held_out_demonstrations=tuple(
+                dict.fromkeys((*self.held_out_demonstrations, *other.held_out_demonstrations))
+            ),
+            unknown_origin=tuple(dict.fromkeys((*self.unknown_origin, *other.unknown_origin))),
+            datasets={**other.datasets, **self.datasets},
         )
 
 

@@ -68,6 +68,15 @@ def sum_over_ranks(tensors: list[Tensor], ranks: Ranks) -> None:
         tensor.copy_(part.view_as(tensor))
 
 
+def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
+    """The rows of all ranks one after another, on every rank; each has the same number."""
+    if ranks.world_size == 1:
+        return rows
+    joined = rows.new_empty(ranks.world_size * len(rows), *rows.shape[1:])
+    dist.all_gather_into_tensor(joined, rows.contiguous())
+    return joined
+
+
 def gather_lists(items: list[Any], ranks: Ranks) -> list[Any]:
     """The lists of all ranks joined, on every rank."""
     if ranks.world_size == 1:

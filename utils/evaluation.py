@@ -1,4 +1,4 @@
-"""Evaluation: every query takes `halt_max_steps` ACT steps; the final predictions vote."""
+"""Evaluation: every query takes `max_steps` ACT steps; the final predictions vote."""
 
 import time
 from collections.abc import Collection, Iterator
@@ -48,7 +48,7 @@ def final_outputs(model: RecursiveReasoner, batch: Batch) -> Iterator[dict[str, 
     """The outputs of each ACT step; in the last one, samples that ran into the edge of their task canvas are predicted
     again on the full canvas, and `rerun` (B) says which."""
     outputs: dict[str, Tensor] = {}
-    steps = model.config.halt_max_steps
+    steps = model.max_steps
     for step, outputs in enumerate(model.rollout(batch)):
         if step < steps - 1:
             yield outputs
@@ -116,8 +116,9 @@ class Measures:
             self.totals.add("encoder_convergence_steps", converged)
         self.totals.add("lm_loss", terms["lm_loss"], terms["labelled"])
         self.totals.add("full_canvas_reruns", outputs["rerun"])
-        for name, value in encoder_health(outputs["context"], batch.get("puzzle_groups")).items():
-            self.totals.add(name, value)
+        if head.model.reads_demonstrations:
+            for name, value in encoder_health(outputs["context"], batch.get("puzzle_groups")).items():
+                self.totals.add(name, value)
         return outputs
 
     def read(self, ranks: Ranks) -> tuple[dict[str, float], list[dict[str, float]]]:
@@ -156,7 +157,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     votings: list[ARC] = [EVALUATORS[name](dataset, seen_pairs) for name in evaluators]
-    measures = Measures(model.config.halt_max_steps, ranks.device)
+    measures = Measures(model.max_steps, ranks.device)
     began = time.perf_counter()
     batches = iterate(dataset, workers=workers, pin_memory=ranks.device.type == "cuda")
     for batch in tqdm(batches, total=len(dataset), desc=description, disable=not ranks.is_first, leave=False):

@@ -1,4 +1,4 @@
-"""AdamATan2, parameter groups, the learning-rate schedule, gradient clipping."""
+"""AdamATan2, sign-SGD for puzzle embeddings, parameter groups, the learning-rate schedule, gradient clipping."""
 
 import importlib
 import logging
@@ -11,6 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from models.recursive_reasoning.trm import PuzzleEmbedding
+from utils.distributed import Ranks, gather_rows
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +88,35 @@ def adam_atan2_class(device: torch.device) -> Callable[..., Optimizer]:
         except (ImportError, OSError, AttributeError) as error:
             log.info("fused AdamATan2 is not to be had (%s): using the multi-tensor form", error)
     return AdamATan2
+
+
+class PuzzleEmbeddingSGD:
+    """Sign-SGD with decoupled weight decay on the rows that a batch touches, the same on every rank.
+
+    row = (1 - lr·wd) · row - lr · sign(Σ gradients of the row, over samples and ranks). No state.
+    """
+
+    def __init__(self, model: nn.Module, weight_decay: float, ranks: Ranks):
+        self.embeddings = [module for module in model.modules() if isinstance(module, PuzzleEmbedding)]
+        self.weight_decay, self.ranks = weight_decay, ranks
+
+    @torch.no_grad()
+    def step(self, lr: float) -> dict[str, Float[Tensor, ""]]:
+        """Update after a backward pass; the norm of the gradient by name, where there are embeddings."""
+        norms = {}
+        for embedding in self.embeddings:
+            assert embedding.touched is not None, "a training step must come first"
+            identifiers, rows = embedding.touched
+            embedding.touched = None
+            assert rows.grad is not None
+            identifiers, grads = (gather_rows(part, self.ranks) for part in (identifiers.long(), rows.grad))
+            # Each sample adds to the first one of its puzzle and reads the sum there: no size depends on the data.
+            first = (identifiers[:, None] == identifiers).int().argmax(dim=1)
+            summed = torch.zeros_like(grads).index_add(0, first, grads)
+            updated = embedding.weights[identifiers] * (1 - lr * self.weight_decay) - lr * summed[first].sign()
+            embedding.weights.index_copy_(0, identifiers, updated)
+            norms["puzzle_emb"] = summed.norm()
+        return norms
 
 
 @dataclass(frozen=True)

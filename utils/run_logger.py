@@ -18,7 +18,11 @@ RUNS = Path("runs")
 
 def run_folder(config: TrainConfig) -> Path:
     """`runs/<project_name>/<run_name>`."""
-    default = f"{config.arch.name.split('@')[0].rsplit('.', 1)[-1]}-{config.arch.encoder_name}-seed{config.seed}"
+    arch = config.arch
+    system = arch.name.split("@")[0].rsplit(".", 1)[-1] + (
+        f"-fct{arch.num_act_steps}" if arch.halting == "fixed" else ""
+    )
+    default = f"{system}-{arch.encoder_name}-seed{config.seed}"
     return RUNS / config.project_name / (config.run_name or default)
 
 

@@ -1,6 +1,6 @@
 """The training loop: the same for every model, which it knows by `initial_carry` and `forward` alone.
 
-for each batch:
+for each batch (with arch.halting=fixed: num_act_steps times for each batch):
     carry, loss = one ACT step            samples that had halted take the batch's data
     gradients of loss / global_batch_size, summed over ranks, then clipped
     one optimizer step, one step of the weights' average
@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,9 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from config.schema import ConfigError, TrainConfig, config_names, dump_config, load_config
+from config.schema import ConfigError, TrainConfig, TrmArch, config_names, dump_config, load_config
 from dataset.fewshot_puzzle_dataset import Batch, FewshotEvalDataset, FewshotTrainDataset, iterate
+from dataset.puzzle_dataset import PuzzleTrainDataset
 from dataset.store import DatasetError, PuzzleStore, load_stores
 from models import create_model
 from models.act import EXPLORATION_KEY, exploration_draws
@@ -43,6 +44,7 @@ from utils.distributed import Ranks
 from utils.evaluation import Evaluation, evaluate
 from utils.optim import (
     GroupOptions,
+    PuzzleEmbeddingSGD,
     adam_atan2_class,
     clip_gradients,
     gradient_norms,
@@ -72,6 +74,7 @@ class Trainer:
     eval_data: FewshotEvalDataset
     head: ACTLossHead
     optimizer: torch.optim.Optimizer
+    puzzle_optimizer: PuzzleEmbeddingSGD
     ema: EMA | None
     trained_on: TrainedOn
     logger: RunLogger
@@ -85,7 +88,12 @@ class Trainer:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return len(self.train_data)
+        return len(self.train_data) * self.config.arch.steps_per_batch
+
+    @property
+    def epoch(self) -> int:
+        """Complete epochs so far."""
+        return self.train_data.epoch_of(self.step // self.config.arch.steps_per_batch)
 
     def train_step(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One ACT step, one backward, one optimizer step.
@@ -110,10 +118,12 @@ class Trainer:
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         distributed.sum_over_ranks(grads, self.ranks)
         norms = gradient_norms(self.optimizer)
+        base_lr = self.base_lr
         if config.grad_clip_norm:
             clip_gradients(self.optimizer, norms["total"], config.grad_clip_norm)
-        set_learning_rates(self.optimizer, self.base_lr, self.step)
+        set_learning_rates(self.optimizer, base_lr, self.step)
         self.optimizer.step()
+        norms |= self.puzzle_optimizer.step(base_lr / config.lr * config.puzzle_emb_lr)
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update()
@@ -173,12 +183,48 @@ def carry_tensors(carry: Any) -> dict[str, Any]:
     return {k: v if isinstance(v, Tensor) else carry_tensors(v) for k, v in vars(carry).items()}
 
 
-def seen_in_training(store: PuzzleStore, data: FewshotTrainDataset) -> TrainedOn:
-    """The puzzles that training draws, and their pairs."""
-    ids = tuple(store.metadata.puzzle_ids[p] for p in data.puzzles)
-    chosen = set(ids)
-    hashes = tuple(h for p in store.manifest.puzzles if p.id in chosen for h in p.pair_hashes)
-    return TrainedOn(puzzle_ids=ids, pair_hashes=hashes)
+def seen_in_training(store: PuzzleStore, data: FewshotTrainDataset, data_paths: Sequence[str]) -> TrainedOn:
+    """The puzzles that training draws, and their pairs; of held-out ones, the demonstrations."""
+    hashes: list[str] = []
+    held_out: list[str] = []
+    for p in data.puzzles:
+        puzzle = store.manifest.puzzles[p]
+        if puzzle.split == "test":
+            held_out.append(puzzle.id)
+            hashes += puzzle.pair_hashes[: store.puzzle_demos[p]]  # demonstrations come first and all have outputs
+        else:
+            hashes += puzzle.pair_hashes
+    return TrainedOn(
+        puzzle_ids=tuple(store.metadata.puzzle_ids[p] for p in data.puzzles),
+        pair_hashes=tuple(hashes),
+        held_out_demonstrations=tuple(held_out),
+        datasets=store.metadata.sha256
+        if len(data_paths) > 1
+        else {f"{data_paths[0]}/{name}": value for name, value in store.metadata.sha256.items()},
+    )
+
+
+def create_train_data(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> FewshotTrainDataset:
+    """The training batches of the system that the config names.
+
+    Raises:
+        DatasetError: the data set cannot give them.
+    """
+    options: dict[str, Any] = {
+        "global_batch_size": config.global_batch_size,
+        "epochs": config.epochs,
+        "seed": config.seed,
+        "max_demos": config.max_demos,
+        "max_groups": config.max_train_groups,
+        "rank": ranks.rank,
+        "world_size": ranks.world_size,
+    }
+    if isinstance(config.arch, TrmArch):
+        held_out = config.train_on_held_out_demonstrations
+        return PuzzleTrainDataset(
+            store, held_out_demonstrations=held_out, max_held_out_groups=config.max_eval_groups, **options
+        )
+    return FewshotTrainDataset(store, query_sampling=config.query_sampling, **options)
 
 
 def create_trainer(config: TrainConfig, ranks: Ranks) -> Trainer:
@@ -188,27 +234,20 @@ def create_trainer(config: TrainConfig, ranks: Ranks) -> Trainer:
         DatasetError, CheckpointError: a file that the run needs is missing or does not fit. Nothing is written then.
     """
     store = load_stores(config.data_paths)
-    shared: dict[str, Any] = {"max_demos": config.max_demos, "rank": ranks.rank, "world_size": ranks.world_size}
-    train_data = FewshotTrainDataset(
-        store,
-        global_batch_size=config.global_batch_size,
-        epochs=config.epochs,
-        seed=config.seed,
-        max_groups=config.max_train_groups,
-        query_sampling=config.query_sampling,
-        **shared,
-    )
+    train_data = create_train_data(config, store, ranks)
     eval_data = FewshotEvalDataset(
         store,
         batch_size=config.eval_batch_size,
         max_groups=config.max_eval_groups,
         max_augmentations=config.max_eval_augmentations,
-        **shared,
+        max_demos=config.max_demos,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
     )
     torch.manual_seed(config.seed)
     model = create_model(config.arch, store.metadata).to(ranks.device)
     torch.manual_seed(config.seed + RANK_SEED_STRIDE * ranks.rank)  # a variational encoder's noise differs by rank
-    trained_on = seen_in_training(store, train_data)
+    trained_on = seen_in_training(store, train_data, config.data_paths)
     if config.load_pretrained_decoder is not None:
         arch = dump_config(config)["arch"]
         trained_on = trained_on.joined(load_pretrained_decoder(model.inner, config.load_pretrained_decoder, arch))
@@ -231,6 +270,7 @@ def create_trainer(config: TrainConfig, ranks: Ranks) -> Trainer:
         eval_data=eval_data,
         head=create_loss_head(config.arch, model),
         optimizer=optimizer,
+        puzzle_optimizer=PuzzleEmbeddingSGD(model, config.puzzle_emb_weight_decay, ranks),
         ema=EMA(model, config.ema_rate) if config.ema else None,
         trained_on=trained_on,
         logger=RunLogger(folder, config),
@@ -295,17 +335,15 @@ def fit(config: TrainConfig, ranks: Ranks) -> dict[str, float]:
         tqdm(total=trainer.total_steps, desc="train", disable=not ranks.is_first) as bar,
         logging_redirect_tqdm(),
     ):
-        for batch in batches:
-            batch = {key: value.to(ranks.device, non_blocking=True) for key, value in batch.items()}
+        for batch in repeated(batches, config.arch.steps_per_batch, ranks.device):
+            epoch_before = trainer.epoch
             base_lr = trainer.base_lr
             sums, outputs = trainer.train_step(batch)
             window.add(sums)
             bar.update()
-            epoch = trainer.train_data.epoch_of(trainer.step)
+            epoch = trainer.epoch
             is_last = trainer.step == trainer.total_steps
-            evaluates = is_last or epoch // config.eval_interval > (
-                trainer.train_data.epoch_of(trainer.step - 1) // config.eval_interval
-            )
+            evaluates = is_last or epoch // config.eval_interval > epoch_before // config.eval_interval
             if trainer.step % config.log_interval == 0 or evaluates:
                 metrics = window.read(ranks, config.global_batch_size)
                 metrics |= step_metrics(trainer, sums, outputs, base_lr)
@@ -324,20 +362,30 @@ def fit(config: TrainConfig, ranks: Ranks) -> dict[str, float]:
     return last
 
 
+def repeated(batches: Iterator[Batch], times: int, device: torch.device) -> Iterator[Batch]:
+    """Each batch on the device, `times` in a row."""
+    for batch in batches:
+        moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+        for _ in range(times):
+            yield moved
+
+
 def step_metrics(
     trainer: Trainer, sums: dict[str, Tensor], outputs: dict[str, Tensor], base_lr: float
 ) -> dict[str, float]:
     """Learning rates, gradient norms and encoder health of the last step."""
     tensors = {key: value for key, value in sums.items() if key.startswith("grad/")}
     groups = trainer.carry.current_data.get("puzzle_groups")
-    tensors |= {f"train/{key}": value for key, value in encoder_health(outputs["context"], groups).items()}
+    if trainer.model.reads_demonstrations:
+        tensors |= {f"train/{key}": value for key, value in encoder_health(outputs["context"], groups).items()}
     tensors |= {f"train/{key}": value.mean() for key, value in outputs.items() if key.startswith("encoder_carry_")}
     metrics = dict(zip(tensors, torch.stack([t.double() for t in tensors.values()]).tolist(), strict=True))
     rates = {group["name"]: group["lr"] for group in trainer.optimizer.param_groups}
     metrics["train/lr"] = base_lr
-    metrics["train/encoder_lr"] = rates.get("encoder", 0.0)
-    encoder, inner = metrics.get("grad/encoder_norm", 0.0), metrics.get("grad/inner_norm", 0.0)
-    metrics["grad/encoder_share"] = encoder / (encoder + inner) if encoder + inner > 0 else 0.0
+    if trainer.model.reads_demonstrations:
+        metrics["train/encoder_lr"] = rates.get("encoder", 0.0)
+        encoder, inner = metrics.get("grad/encoder_norm", 0.0), metrics.get("grad/inner_norm", 0.0)
+        metrics["grad/encoder_share"] = encoder / (encoder + inner) if encoder + inner > 0 else 0.0
     return metrics
 
 

@@ -3,11 +3,10 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from models.act import EXPLORATION_KEY, Batch, RecursiveReasoner
+from models.act import Batch, RecursiveReasoner
 from models.encoders.base import EncoderOutput, create_recurrent_encoder, fixed_length_output
 from models.encoders.recurrent_base import PairEncoding, RecurrentEncoderCarry, TRMStyleEncoderCarry
 from models.recursive_reasoning.trm import TRMEncoderInner, TRMEncoderInnerCarry
@@ -52,14 +51,7 @@ class TRMWithRecurrentEncoder(RecursiveReasoner):
 
     def initial_carry(self, batch: Batch) -> ETRMTRMCarry:
         inputs = batch["inputs"]
-        size, device = len(inputs), inputs.device
-        return ETRMTRMCarry(
-            encoder_carry=self.encoder.initial_carry(size, device),
-            inner_carry=self.inner.initial_carry(size, device),
-            steps=torch.zeros(size, dtype=torch.int32, device=device),
-            halted=torch.ones(size, dtype=torch.bool, device=device),
-            current_data={key: value for key, value in batch.items() if key != EXPLORATION_KEY},
-        )
+        return ETRMTRMCarry(self.encoder.initial_carry(len(inputs), inputs.device), **self._fresh_state(batch))
 
     def encode(self, data: Batch) -> PairEncoding:
         return self.encoder.encode_pairs(data["demo_inputs"], data["demo_labels"], data["demo_mask"])

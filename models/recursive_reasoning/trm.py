@@ -1,7 +1,8 @@
-"""The recursive decoder of "Less is More: Recursive Reasoning with Tiny Networks" (arXiv 2510.04871).
+"""The recursive decoder of "Less is More: Recursive Reasoning with Tiny Networks" (arXiv 2510.04871), and TRM itself.
 
 Two latents, z_H (the answer) and z_L (the reasoning), are refined by one small network, `L_level`, over the sequence
-[context ; 900 cells]. Only the valid context tokens and the active cells are computed; the carry stays padded.
+[context ; 900 cells]. Only the valid context tokens and the active cells are computed; the carry stays padded. TRM's
+context is a learned embedding of the puzzle's id.
 """
 
 from dataclasses import dataclass
@@ -9,12 +10,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dataset.grids import PAD, SEQ_LEN, VOCAB_SIZE
-from models.act import Batch, where_halted
-from models.encoders.base import EncoderOutput, forward_dtype, packs_by_view
+from models.act import Batch, RecursiveReasoner, where_halted
+from models.encoders.base import EncoderOutput, fixed_length_output, forward_dtype, packs_by_view
 from models.layers import (
     Linear,
     MixerBlock,
@@ -37,6 +38,16 @@ class TRMEncoderInnerCarry:
 
     z_H: Float[Tensor, "batch slots hidden"]
     z_L: Float[Tensor, "batch slots hidden"]
+
+
+@dataclass(frozen=True)
+class TRMEncoderCarry:
+    """State between ACT steps: latents, steps taken, who has halted, and the data each sample works on."""
+
+    inner_carry: TRMEncoderInnerCarry
+    steps: Int[Tensor, " batch"]
+    halted: Bool[Tensor, " batch"]
+    current_data: Batch
 
 
 class ReasoningLevel(nn.Module):
@@ -113,7 +124,7 @@ class TRMEncoderInner(nn.Module):
         self,
         carry: TRMEncoderInnerCarry,
         batch: Batch,
-        context: EncoderOutput,
+        context: EncoderOutput | Float[Tensor, "batch tokens hidden"],
         active: Bool[Tensor, "batch 900"] | None = None,
     ) -> tuple[
         TRMEncoderInnerCarry,
@@ -124,11 +135,14 @@ class TRMEncoderInner(nn.Module):
 
         Args:
             batch: `inputs` (B, 900).
+            context: a plain tensor means tokens that are all valid, at positions 0..T-1.
             active: the cells to compute (None: all).
 
         Returns:
             The detached new carry; logits (float32), PAD outside the active cells; the halt and continue logits.
         """
+        if isinstance(context, Tensor):
+            context = fixed_length_output(context)
         num_context = context.context.shape[1]
         tokens = batch["inputs"].int()
         if active is None:
@@ -175,3 +189,61 @@ class TRMEncoderInner(nn.Module):
             for _ in range(self.config.H_cycles - 1):
                 z_H, z_L = cycle(z_H, z_L)
         return cycle(z_H, z_L)
+
+
+class PuzzleEmbedding(nn.Module):
+    """A row of `puzzle_emb_ndim` numbers for each puzzle identifier, from zero.
+
+    The table is a buffer: no optimizer, average or gradient is as large as it. In training a forward pass leaves the
+    rows of its batch in `touched`, a leaf of the graph, for `utils.optim.PuzzleEmbeddingSGD`.
+    """
+
+    weights: Tensor
+
+    def __init__(self, num_puzzles: int, ndim: int):
+        super().__init__()
+        self.register_buffer("weights", torch.zeros(num_puzzles, ndim))
+        self.touched: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, puzzle_identifiers: Int[Tensor, " batch"]) -> Float[Tensor, "batch ndim"]:
+        rows = self.weights[puzzle_identifiers]
+        if self.training and torch.is_grad_enabled():
+            rows.requires_grad_()
+            self.touched = (puzzle_identifiers, rows)
+        return rows
+
+
+class TRMInner(TRMEncoderInner):
+    """The decoder with the puzzle embeddings beside it, named as in published checkpoints."""
+
+    def __init__(self, config: Any, num_puzzle_identifiers: int):
+        super().__init__(config)
+        self.puzzle_emb = PuzzleEmbedding(num_puzzle_identifiers, config.puzzle_emb_ndim)
+
+    def puzzle_context(self, puzzle_identifiers: Int[Tensor, " batch"]) -> EncoderOutput:
+        """The puzzle's embedding, zero-padded and cut into `puzzle_emb_len` context tokens."""
+        rows = self.puzzle_emb(puzzle_identifiers)
+        slots, hidden = self.config.puzzle_emb_len, self.config.hidden_size
+        padded = F.pad(rows, (0, slots * hidden - rows.shape[1]))
+        return fixed_length_output(padded.view(-1, slots, hidden))
+
+
+class TRM(RecursiveReasoner):
+    """Puzzle identifier → learned embedding → context → `inner`: it never reads a demonstration."""
+
+    reads_demonstrations = False
+
+    def __init__(self, config: Any, num_puzzle_identifiers: int):
+        super().__init__(config)
+        self.inner = TRMInner(config, num_puzzle_identifiers)
+
+    def initial_carry(self, batch: Batch) -> TRMEncoderCarry:
+        return TRMEncoderCarry(**self._fresh_state(batch))
+
+    def encode(self, data: Batch) -> EncoderOutput:
+        return self.inner.puzzle_context(data["puzzle_identifiers"])
+
+    def advance_context(
+        self, carry: TRMEncoderCarry, encoding: EncoderOutput
+    ) -> tuple[EncoderOutput, dict[str, Any], dict[str, Tensor]]:
+        return encoding, {}, {}

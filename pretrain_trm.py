@@ -1,0 +1,10 @@
+"""Train a TRM: puzzle id → learned embedding → recursive decoder. The published baseline, and a source of decoders.
+
+python pretrain_trm.py --config-name cfg_pretrain_trm_arc_agi_1 key=value ... +project_name=... +run_name=...
+torchrun --nproc-per-node 8 pretrain_trm.py ...
+"""
+
+from utils.train_loop import main
+
+if __name__ == "__main__":
+    main("cfg_pretrain_trm_arc_agi_1")
