@@ -5,6 +5,7 @@ option that the chosen parts do not use is a `ConfigError` that names the key an
 """
 
 import difflib
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from dataset.grids import SEQ_LEN
 
+log = logging.getLogger(__name__)
 CONFIG_DIR = Path(__file__).parent
 
 
@@ -37,6 +39,10 @@ NonNegativeFloat = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Number, Field(ge=0, le=1)]
 Beta = Annotated[float, Number, Field(ge=0, lt=1)]
 PathPart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_=+,@ .-]+$")]
+
+
+# Overridden for a series of runs that differ in arch.halting: said, not refused.
+SHARED_BY_HALTINGS = ("arch.halt_max_steps", "arch.halt_exploration_prob")
 
 
 class ConfigError(ValueError):
@@ -394,14 +400,28 @@ def load_config(config_name: str, overrides: Sequence[str] = ()) -> TrainConfig:
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain_hydra(error, overrides)) from error
     try:
-        config = TrainConfig.model_validate(composed)
-    except ValidationError as error:
-        raise ConfigError(f"{name}: {_explain(error)}") from error
+        config = validate_config(composed)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
     unused = config.unused_keys()
     for key in keys:
-        if key in unused:
+        if key in unused and key in SHARED_BY_HALTINGS and config.arch.halting == "fixed":
+            log.warning("%s has no say: %s", key, unused[key])
+        elif key in unused:
             raise ConfigError(f"{key} is overridden, but would change nothing: {unused[key]}")
     return config
+
+
+def validate_config(values: Any) -> TrainConfig:
+    """A config from plain values, as `dump_config` gives them.
+
+    Raises:
+        ConfigError: names each key that is missing, unknown or wrong.
+    """
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
 
 
 def _explain_hydra(error: Exception, overrides: Sequence[str]) -> str:

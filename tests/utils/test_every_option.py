@@ -64,6 +64,7 @@ class Case:
 TRAINING = ("losses", "weights")
 RECURRENT = Case((), "", config_name="cfg_pretrain_etrmtrm_arc_agi_1")
 TRM_STYLE = replace(RECURRENT, given=("arch.recurrent_encoder_type=trm_style",))
+TRM = Case((), "", config_name="cfg_pretrain_trm_arc_agi_1", given=("max_eval_groups=2",))
 # `{other_data}` and `{eager_decoder}` stand for paths.
 CASES = {
     "arch.hidden_size": Case(("32", "64"), "parameters"),
@@ -78,6 +79,9 @@ CASES = {
     ),
     "arch.forward_dtype": Case(("float32", "bfloat16"), "losses", keeps=("parameters",)),
     "arch.canvas": Case(("task", "full"), "losses", keeps=("parameters",)),
+    "arch.halting": Case(("act", "fixed"), "log_lines", keeps=("parameters",)),
+    "arch.num_act_steps": Case(("1", "2"), "log_lines", keeps=("parameters",), given=("arch.halting=fixed",)),
+    "arch.puzzle_emb_ndim": replace(TRM, values=("64", "32"), acts_on="parameters"),
     "arch.halt_max_steps": Case(("1", "2", "3"), "halted_steps"),
     "arch.halt_exploration_prob": Case(
         ("0", "1"), "halted_steps", given=("load_pretrained_decoder={eager_decoder}", "arch.halt_max_steps=4")
@@ -117,6 +121,9 @@ CASES = {
     "beta1": Case(("0.9", "0.5"), "losses"),
     "beta2": Case(("0.95", "0.5"), "losses"),
     "weight_decay": Case(("0.1", "1.0"), "losses"),
+    "puzzle_emb_lr": replace(TRM, values=("1e-2", "1e-1"), acts_on="weights", keeps=("parameters",)),
+    "puzzle_emb_weight_decay": replace(TRM, values=("0", "1"), acts_on="weights", keeps=("parameters",)),
+    "train_on_held_out_demonstrations": replace(TRM, values=("true", "false"), acts_on="losses"),
     "grad_clip_norm": Case(("0", "0.5"), "losses"),
     "encoder_lr_scale": Case(("0", "0.5"), "losses"),
     "freeze_encoder": Case(("false", "true"), "losses"),
