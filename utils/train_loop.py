@@ -35,7 +35,6 @@ from utils.checkpoint import (
     CheckpointError,
     CheckpointWriter,
     TrainedOn,
-    load_pretrained_decoder,
     write_folder_file,
 )
 from utils.diagnostics import encoder_health
@@ -50,6 +49,7 @@ from utils.optim import (
     parameter_groups,
     set_learning_rates,
 )
+from utils.published import load_pretrained_decoder
 from utils.report import predictions_page, shown_queries
 from utils.run_logger import RunLogger, create_run_folder, run_folder
 
@@ -139,6 +139,7 @@ class Trainer:
                 self.ranks,
                 evaluators=[evaluator.name for evaluator in self.config.evaluators],
                 seen_pairs=self.trained_on.pair_hashes,
+                unknown_origin=bool(self.trained_on.unknown_origin),
                 workers=self.config.data_workers,
                 description=description,
             )
