@@ -6,6 +6,7 @@ have the same names under `inner.`, the encoder's under `encoder.`.
 
 import pickle
 import pickletools
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,9 @@ def _globals_of(stream: Any) -> list[str]:
 def _unpickle(path: Path) -> Any:
     with path.open("rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"
-    return torch.load(path, weights_only=True, map_location="cpu", mmap=is_zip)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected pickle protocol")  # what then cannot be read is an error
+        return torch.load(path, weights_only=True, map_location="cpu", mmap=is_zip)
 
 
 def read_state_dict(path: Path) -> State:
