@@ -23,6 +23,10 @@ data/arc1-demo/metadata.json: $(VENV)/.installed
 	$(PY) -m dataset.build_arc_dataset --output-dir data/arc1-demo --subsets training evaluation \
 		--test-set-name evaluation --num-aug 1 --max-side 10 --seed 42
 
+data/arc1-small/metadata.json: $(VENV)/.installed
+	$(PY) -m dataset.build_arc_dataset --output-dir data/arc1-small --subsets training evaluation \
+		--test-set-name evaluation --num-aug 0 --max-side 10 --seed 42
+
 demo: $(VENV)/.installed data/arc1-demo/metadata.json
 	$(PY) pretrain_etrm.py --config-name cfg_demo
 

@@ -71,11 +71,12 @@ class ARC:
         dataset: the queries evaluated.
         seen_pairs: pair hashes of everything that the weights were trained on; puzzles among them make the metric
             contaminated, which its name says.
+        unknown_origin: nobody wrote down what some of the weights were trained on, so every puzzle may be among it.
     """
 
-    def __init__(self, dataset: FewshotEvalDataset, seen_pairs: Collection[str] = ()):
+    def __init__(self, dataset: FewshotEvalDataset, seen_pairs: Collection[str] = (), unknown_origin: bool = False):
         self.dataset, self.store = dataset, dataset.store
-        self.seen_pairs = frozenset(seen_pairs)
+        self.seen_pairs, self.unknown_origin = frozenset(seen_pairs), unknown_origin
         self.votes: list[Vote] = []
 
     def update(
@@ -122,12 +123,12 @@ class ARC:
         return results
 
     def contaminated_puzzles(self) -> list[str]:
-        """Ids of evaluated puzzles that share a pair with what the weights were trained on."""
+        """Ids of evaluated puzzles that share a pair with what the weights saw; all of them where that is unknown."""
         evaluated = {self.store.metadata.puzzle_ids[p] for p in self.dataset.puzzles}
         return [
             p.id
             for p in self.store.manifest.puzzles
-            if p.id in evaluated and not self.seen_pairs.isdisjoint(p.pair_hashes)
+            if p.id in evaluated and (self.unknown_origin or not self.seen_pairs.isdisjoint(p.pair_hashes))
         ]
 
     def metrics(self, results: list[QueryResult]) -> dict[str, float]:

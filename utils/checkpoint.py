@@ -4,6 +4,8 @@ model.safetensors   parameters and buffers        ema.safetensors   averages of 
 optim.pt            optimizer state               rank_<r>.pt       carry and random state of each rank
 config.yaml         the run's config              trained_on.json   what the weights have seen
 manifest.json       step and the SHA-256 of every other file and of itself, written last
+
+`python -m utils.checkpoint inspect PATH` and `... export PATH --to trm` are in `utils/checkpoint_cli.py`.
 """
 
 import hashlib
@@ -17,13 +19,11 @@ from typing import Any
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 CHECKPOINT_FORMAT = 1
 MANIFEST_FILE = "manifest.json"
-DECODER_PREFIX = "inner."
 
 
 class CheckpointError(ValueError):
@@ -31,7 +31,13 @@ class CheckpointError(ValueError):
 
 
 class TrainedOn(BaseModel):
-    """Puzzles and pairs that weights have seen, with those of the decoder they started from."""
+    """What weights have seen, with what the decoder they started from had seen.
+
+    puzzle_ids, pair_hashes: the puzzles of the training split, and all their pairs.
+    held_out_demonstrations: ids of held-out puzzles whose demonstrations were trained on.
+    unknown_origin: files of weights whose training data nobody wrote down.
+    datasets: path of each data set to the SHA-256 of its metadata.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,6 +48,7 @@ class TrainedOn(BaseModel):
     datasets: dict[str, str] = {}
 
     def joined(self, other: "TrainedOn") -> "TrainedOn":
+        """Both, each entry once; where both name a data set of one path, the hash is that of `self`."""
         return TrainedOn(
             puzzle_ids=tuple(dict.fromkeys((*self.puzzle_ids, *other.puzzle_ids))),
             pair_hashes=tuple(dict.fromkeys((*self.pair_hashes, *other.pair_hashes))),
@@ -196,30 +203,7 @@ def load_matching(module: nn.Module, state: dict[str, Tensor], source: str) -> N
     module.load_state_dict(state)
 
 
-def load_pretrained_decoder(decoder: nn.Module, path: str, arch: dict[str, Any]) -> TrainedOn:
-    """Load the decoder's weights (averaged, where there are averages) from a checkpoint; puzzle embeddings stay out.
+if __name__ == "__main__":
+    from utils.checkpoint_cli import main
 
-    Args:
-        arch: this run's `arch` section, whose cycles must be those of the checkpoint.
-
-    Returns:
-        What the checkpoint was trained on.
-
-    Raises:
-        CheckpointError: missing, damaged, of other sizes, or trained with other cycles.
-    """
-    try:
-        checkpoint = open_checkpoint(path)
-        state = checkpoint.model_state(ema=True)
-    except SafetensorError as error:
-        raise CheckpointError(f"load_pretrained_decoder={path}: {error}") from error
-    theirs = checkpoint.config.get("arch", {})
-    for key in ("hidden_size", "num_heads", "L_layers", "L_cycles", "H_cycles", "puzzle_emb_len", "mlp_t"):
-        if key in theirs and theirs[key] != arch[key]:
-            raise CheckpointError(
-                f"load_pretrained_decoder={path}: it was trained with arch.{key}={theirs[key]}, this run has "
-                f"arch.{key}={arch[key]}"
-            )
-    decoder_state = {k.removeprefix(DECODER_PREFIX): v for k, v in state.items() if k.startswith(DECODER_PREFIX)}
-    load_matching(decoder, decoder_state, f"load_pretrained_decoder={path}")
-    return checkpoint.trained_on
+    main()

@@ -145,6 +145,7 @@ def evaluate(
     *,
     evaluators: Collection[str] = ("arc@ARC",),
     seen_pairs: Collection[str] = (),
+    unknown_origin: bool = False,
     workers: int = 0,
     description: str = "evaluate",
 ) -> Evaluation:
@@ -156,7 +157,7 @@ def evaluate(
     model = head.model
     was_training = model.training
     model.eval()
-    votings: list[ARC] = [EVALUATORS[name](dataset, seen_pairs) for name in evaluators]
+    votings: list[ARC] = [EVALUATORS[name](dataset, seen_pairs, unknown_origin) for name in evaluators]
     measures = Measures(model.max_steps, ranks.device)
     began = time.perf_counter()
     batches = iterate(dataset, workers=workers, pin_memory=ranks.device.type == "cuda")

@@ -106,7 +106,8 @@ def evaluate_checkpoint(
     keys = DEMONSTRATIONS if model.reads_demonstrations else ("puzzle_identifiers",)
     data = ShuffledConditions(store, keys=keys, **options) if shuffle else FewshotEvalDataset(store, **options)
     head = create_loss_head(config.arch, model)
-    return evaluate(head, data, ranks, seen_pairs=checkpoint.trained_on.pair_hashes)
+    seen = checkpoint.trained_on
+    return evaluate(head, data, ranks, seen_pairs=seen.pair_hashes, unknown_origin=bool(seen.unknown_origin))
 
 
 def _refuse_other_identifiers(checkpoint: Checkpoint, metadata: DatasetMetadata) -> None:

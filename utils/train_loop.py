@@ -36,7 +36,6 @@ from utils.checkpoint import (
     CheckpointError,
     CheckpointWriter,
     TrainedOn,
-    load_pretrained_decoder,
     write_folder_file,
 )
 from utils.diagnostics import encoder_health
@@ -52,6 +51,7 @@ from utils.optim import (
     parameter_groups,
     set_learning_rates,
 )
+from utils.published import load_pretrained_decoder
 from utils.report import predictions_page, shown_queries
 from utils.run_logger import RunLogger, create_run_folder, run_folder
 
@@ -149,6 +149,7 @@ class Trainer:
                 self.ranks,
                 evaluators=[evaluator.name for evaluator in self.config.evaluators],
                 seen_pairs=self.trained_on.pair_hashes,
+                unknown_origin=bool(self.trained_on.unknown_origin),
                 workers=self.config.data_workers,
                 description=description,
             )
@@ -251,7 +252,6 @@ def create_trainer(config: TrainConfig, ranks: Ranks) -> Trainer:
     if config.load_pretrained_decoder is not None:
         arch = dump_config(config)["arch"]
         trained_on = trained_on.joined(load_pretrained_decoder(model.inner, config.load_pretrained_decoder, arch))
-        log.info("decoder loaded from %s", config.load_pretrained_decoder)
     groups = parameter_groups(
         model,
         {

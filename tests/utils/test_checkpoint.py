@@ -19,10 +19,10 @@ from utils.checkpoint import (
     CheckpointWriter,
     TrainedOn,
     load_matching,
-    load_pretrained_decoder,
     open_checkpoint,
 )
 from utils.distributed import Ranks
+from utils.published import load_pretrained_decoder
 from utils.train_loop import Trainer, create_trainer
 
 MakeTrainer = Callable[..., Trainer]
@@ -274,11 +274,20 @@ def test_a_checkpoint_names_exactly_the_puzzles_of_its_batches(
 
 
 def test_joining_keeps_both_sides_once() -> None:
-    one = TrainedOn(puzzle_ids=("a", "b"), pair_hashes=("1",))
-    two = TrainedOn(puzzle_ids=("b", "c"), pair_hashes=("1", "2"))
+    lists = ("puzzle_ids", "pair_hashes", "held_out_demonstrations", "unknown_origin")
+    assert {*TrainedOn.model_fields} == {*lists, "datasets"}
+    one = TrainedOn(**{name: ("a", f"{name} of one") for name in lists}, datasets={"x": "1", "y": "2"})
+    two = TrainedOn(**{name: (f"{name} of two", "a") for name in lists}, datasets={"y": "3", "z": "4"})
     joined = one.joined(two)
-    assert sorted(joined.puzzle_ids) == ["a", "b", "c"]
-    assert sorted(joined.pair_hashes) == ["1", "2"]
+    for name in lists:
+        assert sorted(getattr(joined, name)) == ["a", f"{name} of one", f"{name} of two"]
+    assert joined.datasets == {"x": "1", "y": "2", "z": "4"}
+
+
+def test_a_record_without_the_later_fields_loads() -> None:
+    record = TrainedOn.model_validate_json('{"puzzle_ids": ["a"], "pair_hashes": ["1"]}')
+    assert record == TrainedOn(puzzle_ids=("a",), pair_hashes=("1",))
+    assert (record.held_out_demonstrations, record.unknown_origin, record.datasets) == ((), (), {})
 
 
 @pytest.fixture(scope="module")
