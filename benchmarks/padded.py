@@ -9,7 +9,7 @@ from torch import Tensor
 
 import models.encoders.standard
 import models.recursive_reasoning.trm
-from models.packing import Packing, Run
+from models.packing import Packing, Runs
 
 MODULES = (models.encoders.standard, models.recursive_reasoning.trm)
 
@@ -29,7 +29,7 @@ def pad(mask: Bool[Tensor, "s l"], *, by_view: bool) -> Packing:
         cu_seqlens=torch.arange(0, mask.numel() + 1, length, dtype=torch.int32, device=mask.device),
         max_seqlen=length,
         padded_length=length,
-        runs=(Run(mask.numel(), mask.numel(), num_sequences, keys[:, None, None, :]),),
+        runs=Runs(torch.tensor([(mask.numel(), mask.numel(), num_sequences)]), keys.flatten()),
     )
 
 

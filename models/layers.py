@@ -2,7 +2,8 @@
 
     n tokens   s sequences   l positions of a padded sequence   h heads   d head width
 
-`attend` is the one attention of the project; `models/packing.py` says which rows belong to which sequence.
+The one attention of the project is in `models/attention.py`; `models/packing.py` says which rows belong to which
+sequence.
 """
 
 import math
@@ -12,9 +13,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
 
-from models.packing import Packing, Run, length_runs
+from models.attention import attend
+from models.packing import Packing
 
 RMS_EPS = 1e-5
 ROPE_THETA = 10000.0
@@ -87,59 +88,6 @@ def apply_rotary(x: Float[Tensor, "n ... d"], rotary: Rotary) -> Float[Tensor, "
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
-
-
-def uses_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether attention runs in the packed CUDA kernel (half precision on CUDA); elsewhere it runs in padded groups."""
-    return device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
-
-
-def _attend_runs(
-    q: Float[Tensor, "nq h d"], k: Float[Tensor, "nk h d"], v: Float[Tensor, "nk h d"], runs: tuple[Run, ...]
-) -> Float[Tensor, "nq h d"]:
-    """Attention where sequences of one extent stand next to each other: each run is a padded batch by view."""
-    q_sizes, k_sizes = [run.q_size for run in runs], [run.k_size for run in runs]
-    outputs = []
-    for run, *parts in zip(runs, q.split(q_sizes), k.split(k_sizes), v.split(k_sizes), strict=True):
-        queries, keys, values = (rearrange(part, "(b l) h d -> b h l d", b=run.count) for part in parts)
-        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=run.key_mask)
-        outputs.append(rearrange(out, "b h l d -> (b l) h d"))
-    return torch.cat(outputs) if len(outputs) != 1 else outputs[0]
-
-
-def attend(
-    q: Float[Tensor, "nq h d"],
-    k: Float[Tensor, "nk h d"],
-    v: Float[Tensor, "nk h d"],
-    cu_q: Int[Tensor, " s+1"],
-    cu_k: Int[Tensor, " s+1"],
-    max_q: int,
-    max_k: int,
-    *,
-    runs: tuple[Run, ...] | None = None,
-) -> Float[Tensor, "nq h d"]:
-    """Scaled dot-product attention within each of s packed sequences, without causal mask.
-
-    Sequence i has the queries `cu_q[i]:cu_q[i + 1]` and the keys `cu_k[i]:cu_k[i + 1]`; a query whose sequence has
-    no key gets zeros. On CUDA in half precision this is one packed kernel. Elsewhere sequences of similar length are
-    gathered into padded batches; `runs` says that the rows are arranged so already (`Packing.runs`), which saves
-    gather and scatter.
-
-    Args:
-        cu_q, cu_k: int32 starts of the sequences, and the end of the last.
-        max_q, max_k: upper bounds of the lengths.
-    """
-    if runs is not None:
-        return _attend_runs(q, k, v, runs)
-    if uses_varlen_kernel(q.device, q.dtype):
-        out = varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k)
-        assert isinstance(out, Tensor)
-        return torch.where((cu_k.diff() > 0).repeat_interleave(cu_q.diff(), output_size=len(q))[:, None, None], out, 0)
-    if len(q) == 0:
-        return q
-    plan = length_runs(cu_q, cu_k)
-    out = _attend_runs(q[plan.q_index], k[plan.k_index], v[plan.k_index], plan.runs) if plan.runs else q[:0]
-    return torch.zeros_like(q).index_copy(0, plan.q_index[plan.q_valid], out[plan.q_valid])
 
 
 class SelfAttention(nn.Module):

@@ -22,23 +22,26 @@ LENGTH_LEVELS = np.array(_LEVELS)
 
 
 @dataclass(frozen=True)
-class Run:
-    """`count` sequences of one extent next to each other: rows of queries and of keys, and which keys are real."""
+class Runs:
+    """Sequences of one extent next to each other, run after run.
 
-    q_size: int
-    k_size: int
-    count: int
-    key_mask: Bool[Tensor, "count 1 1 keys"] | None
+    Attributes:
+        plan: (r, 3) int64 on the CPU: rows of queries, rows of keys, number of sequences of each run; zeros fill up.
+        key_is_real: (nk) which key rows are tokens, and not copies that fill a sequence up.
+    """
+
+    plan: Int[Tensor, "r 3"]
+    key_is_real: Bool[Tensor, " nk"]
 
 
 @dataclass(frozen=True)
-class RunPlan:
+class GatheredRuns:
     """How to gather packed sequences into runs: row indices, and which of the gathered query rows are real."""
 
     q_index: Int[Tensor, " rows"]
     k_index: Int[Tensor, " rows"]
     q_valid: Bool[Tensor, " rows"]
-    runs: tuple[Run, ...]
+    runs: Runs
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Packing:
     cu_seqlens: Int[Tensor, " s+1"]
     max_seqlen: int
     padded_length: int
-    runs: tuple[Run, ...] | None
+    runs: Runs | None
 
     @property
     def positions(self) -> Int[Tensor, " n"]:
@@ -110,30 +113,43 @@ def _padded_index(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, 
     return starts[:, None] + np.minimum(column, lengths[:, None] - 1), column < lengths[:, None]
 
 
-def _key_mask(real: np.ndarray, device: torch.device) -> Tensor | None:
-    return None if real.all() else torch.from_numpy(real).to(device)[:, None, None, :]
+def _joined(parts: list[np.ndarray], dtype: type) -> np.ndarray:
+    return np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype)
 
 
-def length_runs(cu_q: Int[Tensor, " s+1"], cu_k: Int[Tensor, " s+1"]) -> RunPlan:
+def make_runs(sizes: list[tuple[int, int, int]], key_is_real: np.ndarray, device: torch.device) -> Runs:
+    """`Runs` from (rows of queries, rows of keys, sequences) of each run."""
+    # At least two rows: compilers tell the sizes 0 and 1 from all others.
+    sizes = sizes + [(0, 0, 0)] * max(0, 2 - len(sizes))
+    return Runs(torch.tensor(sizes, dtype=torch.int64), torch.from_numpy(key_is_real).to(device))
+
+
+def length_runs(cu_q: Int[Tensor, " s+1"], cu_k: Int[Tensor, " s+1"]) -> GatheredRuns:
     """Group packed sequences by the lengths of their queries and keys; a sequence without either is in no group."""
     start_q, start_k = cu_q[:-1].cpu().numpy().astype(np.int64), cu_k[:-1].cpu().numpy().astype(np.int64)
     length_q, length_k = cu_q.diff().cpu().numpy(), cu_k.diff().cpu().numpy()
     used = np.flatnonzero((length_q > 0) & (length_k > 0))
     level = _levels_of(length_q[used]) * len(LENGTH_LEVELS) + _levels_of(length_k[used])
-    q_parts, k_parts, valid_parts, runs = [], [], [], []
+    q_parts, k_parts, q_real_parts, k_real_parts, sizes = [], [], [], [], []
     for group in _group(level):
         members = used[group]
         q_index, q_real = _padded_index(start_q[members], length_q[members])
         k_index, k_real = _padded_index(start_k[members], length_k[members])
-        runs.append(Run(q_index.size, k_index.size, len(members), _key_mask(k_real, cu_k.device)))
+        sizes.append((q_index.size, k_index.size, len(members)))
         q_parts.append(q_index.ravel())
         k_parts.append(k_index.ravel())
-        valid_parts.append(q_real.ravel())
+        q_real_parts.append(q_real.ravel())
+        k_real_parts.append(k_real.ravel())
 
-    def joined(parts: list[np.ndarray], dtype: type) -> Tensor:
-        return torch.from_numpy(np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype)).to(cu_q.device)
+    def on_device(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(cu_q.device)
 
-    return RunPlan(joined(q_parts, np.int64), joined(k_parts, np.int64), joined(valid_parts, np.bool_), tuple(runs))
+    return GatheredRuns(
+        on_device(_joined(q_parts, np.int64)),
+        on_device(_joined(k_parts, np.int64)),
+        on_device(_joined(q_real_parts, np.bool_)),
+        make_runs(sizes, _joined(k_real_parts, np.bool_), cu_k.device),
+    )
 
 
 def set_seqlens(
@@ -175,7 +191,7 @@ def _pack_by_view(mask: Bool[Tensor, "s l"]) -> Packing:
     lengths = host.sum(axis=1)
     starts = np.cumsum(lengths) - lengths
     used = np.flatnonzero(lengths)
-    row_parts, real_parts, sequence_parts, runs = [], [], [], []
+    row_parts, real_parts, sequence_parts, sizes = [], [], [], []
     first_row = np.zeros(num_sequences, dtype=np.int64)
     extents = []
     row = 0
@@ -185,24 +201,21 @@ def _pack_by_view(mask: Bool[Tensor, "s l"]) -> Packing:
         extent = index.shape[1]
         first_row[members] = row + np.arange(len(members)) * extent
         row += index.size
-        runs.append(Run(index.size, index.size, len(members), _key_mask(real, device)))
+        sizes.append((index.size, index.size, len(members)))
         row_parts.append(tokens[index.ravel()])
         real_parts.append(real.ravel())
         sequence_parts.append(np.repeat(members, extent))
         extents += [extent] * len(members)
 
-    def joined(parts: list[np.ndarray], dtype: type = np.int64) -> np.ndarray:
-        return np.concatenate([np.zeros(0, dtype), *parts])
-
-    real = joined(real_parts, np.bool_)
+    real = _joined(real_parts, np.bool_)
     return Packing(
-        rows=torch.from_numpy(joined(row_parts)).to(device),
+        rows=torch.from_numpy(_joined(row_parts, np.int64)).to(device),
         live=None if real.all() else torch.from_numpy(np.flatnonzero(real)).to(device),
-        sequence=torch.from_numpy(joined(sequence_parts)).to(device),
+        sequence=torch.from_numpy(_joined(sequence_parts, np.int64)).to(device),
         first_row=torch.from_numpy(first_row).to(device),
         lengths=torch.from_numpy(lengths).to(device),
         cu_seqlens=torch.from_numpy(np.cumsum([0, *extents], dtype=np.int32)).to(device),
         max_seqlen=max(extents, default=0),
         padded_length=padded_length,
-        runs=tuple(runs),
+        runs=make_runs(sizes, real, device),
     )

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from models.layers import uses_varlen_kernel
+from models.attention import uses_varlen_kernel
 
 
 @dataclass(frozen=True)
