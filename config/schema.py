@@ -73,7 +73,7 @@ class ArchConfig(_Section):
     L_layers: Positive
     puzzle_emb_len: Positive
     mlp_t: bool
-    forward_dtype: Literal["bfloat16", "float32"]
+    forward_dtype: Literal["auto", "bfloat16", "float32"]
     canvas: Literal["task", "full"]
     halting: Literal["act", "fixed"]
     halt_max_steps: Positive
@@ -262,6 +262,7 @@ class TrainConfig(_Section):
 
     seed: NonNegative
     device: Literal["auto", "cpu", "cuda"]
+    compile: Literal["auto", "on", "off"]
     data_workers: NonNegative
     project_name: PathPart = "etrm-arc"
     run_name: PathPart | None = None
@@ -439,6 +440,13 @@ def _explain_hydra(error: Exception, overrides: Sequence[str]) -> str:
     key = found.group(1) if found else ""
     shown = next((text for text in overrides if key and text.lstrip("+").startswith(f"{key}=")), key)
     return f"{shown}: {_first_line(error)}" if shown else _first_line(error)
+
+
+def with_dtype(config: TrainConfig, dtype: str) -> TrainConfig:
+    """The config with `arch.forward_dtype: auto` replaced, so that what is written down is what was computed."""
+    if config.arch.forward_dtype != "auto":
+        return config
+    return config.model_copy(update={"arch": config.arch.model_copy(update={"forward_dtype": dtype})})
 
 
 def dump_config(config: TrainConfig) -> dict[str, Any]:

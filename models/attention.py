@@ -19,8 +19,11 @@ SCORES_AT_ONCE = 1 << 26
 
 
 def uses_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether attention runs in the packed CUDA kernel (half precision on CUDA); elsewhere it runs in padded groups."""
-    return device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+    """Whether attention runs in the packed CUDA kernel (half precision on CUDA); elsewhere it runs in padded groups.
+
+    The meta device goes CUDA's way: without data or GPU it shows that nothing there waits for a value.
+    """
+    return device.type in ("cuda", "meta") and dtype in (torch.float16, torch.bfloat16)
 
 
 def attend(

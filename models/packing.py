@@ -171,6 +171,25 @@ def pack(mask: Bool[Tensor, "s l"], *, by_view: bool) -> Packing:
     return _pack_by_view(mask) if by_view else _pack_tightly(mask)
 
 
+def pack_all(num_sequences: int, length: int, device: torch.device, *, by_view: bool) -> Packing:
+    """The packing of a batch in which every token is valid, which no synchronisation is needed for."""
+    rows = torch.arange(num_sequences * length, device=device)
+    runs = None
+    if by_view:
+        runs = make_runs([(len(rows), len(rows), num_sequences)], np.ones(len(rows), dtype=np.bool_), device)
+    return Packing(
+        rows=rows,
+        live=None,
+        sequence=rows // length,
+        first_row=torch.arange(num_sequences, device=device) * length,
+        lengths=torch.full((num_sequences,), length, device=device),
+        cu_seqlens=torch.arange(0, len(rows) + 1, length, dtype=torch.int32, device=device),
+        max_seqlen=length,
+        padded_length=length,
+        runs=runs,
+    )
+
+
 def _pack_tightly(mask: Bool[Tensor, "s l"]) -> Packing:
     num_sequences, padded_length = mask.shape
     rows = mask.flatten().nonzero().squeeze(-1)  # the one synchronisation

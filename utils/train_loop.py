@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from config.schema import ConfigError, TrainConfig, TrmArch, config_names, dump_config, load_config
+from config.schema import ConfigError, TrainConfig, TrmArch, config_names, dump_config, load_config, with_dtype
 from dataset.fewshot_puzzle_dataset import Batch, FewshotEvalDataset, FewshotTrainDataset, iterate
 from dataset.puzzle_dataset import PuzzleTrainDataset
 from dataset.store import DatasetError, PuzzleStore, load_stores
@@ -31,6 +31,7 @@ from models import create_model
 from models.act import EXPLORATION_KEY, exploration_draws
 from models.ema import EMA
 from models.losses import ACTLossHead, create_loss_head
+from models.machine import best_dtype, compile_blocks, wants_compiling
 from utils import distributed
 from utils.checkpoint import (
     CheckpointError,
@@ -234,6 +235,7 @@ def create_trainer(config: TrainConfig, ranks: Ranks) -> Trainer:
     Raises:
         DatasetError, CheckpointError: a file that the run needs is missing or does not fit. Nothing is written then.
     """
+    config = with_dtype(config, best_dtype(ranks.device))
     store = load_stores(config.data_paths)
     train_data = create_train_data(config, store, ranks)
     eval_data = FewshotEvalDataset(
@@ -252,6 +254,8 @@ def create_trainer(config: TrainConfig, ranks: Ranks) -> Trainer:
     if config.load_pretrained_decoder is not None:
         arch = dump_config(config)["arch"]
         trained_on = trained_on.joined(load_pretrained_decoder(model.inner, config.load_pretrained_decoder, arch))
+    if wants_compiling(config.compile, ranks.device):
+        compile_blocks(model)
     groups = parameter_groups(
         model,
         {
@@ -318,6 +322,7 @@ def fit(config: TrainConfig, ranks: Ranks) -> dict[str, float]:
         TrainingError: the loss or the gradient is not finite.
     """
     trainer = create_trainer(config, ranks)
+    config = trainer.config
     log.info(
         "%d training puzzles, %d steps, %d held-out puzzles with %d queries, on %s",
         len(trainer.train_data.puzzles),

@@ -46,7 +46,7 @@ def fixed_length_output(
 
 
 def forward_dtype(config: Any) -> torch.dtype:
-    """The dtype that activations are computed in (`arch.forward_dtype`)."""
+    """The dtype that activations are computed in (`arch.forward_dtype`; `auto` has been resolved by then)."""
     return {"bfloat16": torch.bfloat16, "float32": torch.float32}[config.forward_dtype]
 
 

@@ -10,7 +10,7 @@ from models.act import where_halted
 from models.encoders.base import forward_dtype, packs_by_view
 from models.encoders.recurrent_base import BaseRecurrentEncoder, PairEncoding, TRMStyleEncoderCarry
 from models.layers import Rotary, RotaryTable, TransformerBlock, trunc_normal_
-from models.packing import Packing, pack
+from models.packing import Packing, pack_all
 
 
 class TRMStyleEncoder(BaseRecurrentEncoder):
@@ -51,8 +51,7 @@ class TRMStyleEncoder(BaseRecurrentEncoder):
         mask = encoding.mask[..., None]
         mean = torch.where(mask, encoding.pairs, 0).sum(1) / mask.sum(1).clamp(min=1)
         demo_input = mean.to(self.dtype).repeat_interleave(tokens, dim=0)
-        everything = torch.ones(batch, tokens, dtype=torch.bool, device=mask.device)
-        packing = pack(everything, by_view=packs_by_view(mask.device, self.dtype))
+        packing = pack_all(batch, tokens, mask.device, by_view=packs_by_view(mask.device, self.dtype))
         rotary = self.rotary(packing.positions)
         z_H, z_L = self._reason(carry.z_e_H.flatten(0, 1), carry.z_e_L.flatten(0, 1), demo_input, packing, rotary)
         return TRMStyleEncoderCarry(

@@ -76,7 +76,7 @@ def test_an_unknown_key_names_itself_and_the_nearest(written: str, meant: str) -
         ("arch.encoder_pooling_method=max", ["mean", "attention", "weighted"]),
         ("arch.encoder_norm_style=both", ["post", "pre"]),
         ("arch.canvas=half", ["task", "full"]),
-        ("arch.forward_dtype=float16", ["bfloat16", "float32"]),
+        ("arch.forward_dtype=float16", ["auto", "bfloat16", "float32"]),
         ("arch.loss.loss_type=mse", ["stablemax_cross_entropy", "softmax_cross_entropy"]),
         ("arch.encoder_type=hybrid", ["standard"]),
         ("arch.H_layers=2", ["0"]),

@@ -19,7 +19,7 @@ from models.layers import (
     swiglu_width,
     trunc_normal_,
 )
-from models.packing import pack
+from models.packing import pack, pack_all
 
 lengths_strategy = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=7)
 
@@ -107,6 +107,22 @@ def test_packed_mean_is_the_mean_over_valid_tokens(by_view: bool) -> None:
         values, w = padded[row][mask[row]], weights[row][mask[row]]
         torch.testing.assert_close(plain[row], values.mean(0))
         torch.testing.assert_close(weighted[row], (values * w[:, None]).sum(0) / w.sum())
+
+
+@pytest.mark.parametrize("by_view", [True, False])
+def test_the_packing_of_complete_sequences_is_that_of_a_full_mask(by_view: bool) -> None:
+    found = pack_all(3, 7, torch.device("cpu"), by_view=by_view)
+    expected = pack(torch.ones(3, 7, dtype=torch.bool), by_view=by_view)
+    for name in ("rows", "sequence", "first_row", "lengths", "cu_seqlens"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    assert (found.live, found.max_seqlen, found.padded_length) == (None, 7, 7)
+    if by_view:
+        assert found.runs is not None
+        assert expected.runs is not None
+        assert torch.equal(found.runs.plan, expected.runs.plan)
+        assert torch.equal(found.runs.key_is_real, expected.runs.key_is_real)
+    else:
+        assert found.runs is expected.runs is None
 
 
 def test_dead_rows_of_a_packing_pass_no_gradient() -> None:

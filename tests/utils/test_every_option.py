@@ -143,6 +143,7 @@ CASES = {
 }
 TESTED_ELSEWHERE = {
     "data_workers": "test_batches_come_from_as_many_workers_as_asked_for, below",
+    "compile": "tests/models/test_cuda_ready.py: it must not change a result",
     "device": "a second device cannot be had everywhere: test_distributed.py",
 }
 SINGLE_VALUE = ("arch.name", "arch.loss.name", "evaluators.name", "arch.H_layers")

@@ -1,0 +1,30 @@
+"""What the machine can do: the dtype that pays, and compiled blocks."""
+
+import torch
+from torch import nn
+
+from models.layers import MixerBlock, TransformerBlock
+
+
+def best_dtype(device: torch.device) -> str:
+    """bfloat16 where matrix products are faster in it (CUDA since Ampere, CPUs with AMX tiles), else float32."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return "bfloat16" if has_tiles else "float32"
+
+
+def wants_compiling(choice: str, device: torch.device) -> bool:
+    """`compile`: on CUDA `auto` means on; on the CPU compiling takes longer than a short run gains."""
+    return choice == "on" or (choice == "auto" and device.type == "cuda")
+
+
+def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
+    """Compile every transformer and mixer block, in place: parameter names stay as they are.
+
+    Sizes that change from batch to batch are dynamic from the start, and attention is one operator that the compiler
+    does not look into, so a block compiles twice (with and without gradient) and never again.
+    """
+    for module in model.modules():
+        if isinstance(module, TransformerBlock | MixerBlock):
+            module.compile(dynamic=True, fullgraph=True, backend=backend)
