@@ -1,106 +1,248 @@
-"""`make bench`: packed against padded, and the data pipeline against the training step, as ratios.
+"""`make bench`: every system's training step and evaluation, in ratios of variants that run in turn in one process.
 
-Each pair runs in turn in one process, on the same weights and the same batch of real puzzles, so that a noisy machine
-slows both.
+`--write` puts the table into docs/performance.md, between its markers, and the ratios of the short form into
+benchmarks/reference.json; `--check` runs the short form alone and fails where a ratio has fallen more than 25 % under
+that file's.
 """
 
 import argparse
-import statistics
-import time
+import json
+import os
+import platform
+import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-from benchmarks.padded import padded_form
-from config.schema import TrainConfig, load_config
-from dataset.fewshot_puzzle_dataset import FewshotTrainDataset
-from dataset.store import load_store
-from models import create_model
-from models.losses import create_loss_head
+from benchmarks.measure import Ratio, in_turn, matrix_product_rate, peak_megabytes, seconds
+from benchmarks.systems import SYSTEMS, System
+from dataset.build_arc_dataset import build_dataset
+from dataset.store import PuzzleStore, load_store
 
 DATA = "data/arc1-encoder-aug-1000"
-BATCH = 16
+DOC = Path(__file__).parents[1] / "docs" / "performance.md"
+REFERENCE = Path(__file__).with_name("reference.json")
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+FALL_ALLOWED = 0.25
+PADDED_STEPS = 1  # ACT steps of the padded evaluation that are timed; each costs the same
 READS = 20
-OVERRIDES = (
-    "arch.hidden_size=128",
-    "arch.num_heads=4",
-    "arch.H_cycles=3",
-    "arch.L_cycles=6",
-    "arch.forward_dtype=float32",
-)
+Row = tuple[str, ...]
 
 
-def seconds(function: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
+def table(head: Row, rows: list[Row]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ("---",) * len(head), *rows))
 
 
-def turn_by_turn(first: Callable[[], object], second: Callable[[], object], rounds: int) -> tuple[float, float, float]:
-    """Median ratio second / first over rounds of one call each, and its smallest and largest value."""
-    first()
-    ratios = []
-    for _ in range(rounds):
-        base = seconds(first)
-        ratios.append(seconds(second) / base)
-    return statistics.median(ratios), min(ratios), max(ratios)
-
-
-class Bench:
-    """A model, a batch of real puzzles, and the things that are timed on them."""
-
-    def __init__(self, config: TrainConfig, data_path: str, batch_size: int):
-        torch.manual_seed(0)
-        store = load_store(data_path)
-        self.data = FewshotTrainDataset(
-            store,
-            global_batch_size=batch_size,
-            epochs=1000,
-            seed=0,
-            max_demos=config.max_demos,
-            max_groups=config.max_train_groups,
+def training(store: PuzzleStore, rounds: int) -> tuple[str, dict[str, System]]:
+    """Training steps of all systems; returns the table and the systems in their fastest form."""
+    rows: list[Row] = []
+    fastest: dict[str, System] = {}
+    for name in SYSTEMS:
+        forms = {
+            "float32": System(name, store),
+            "full": System(name, store, canvas="full"),
+            "compiled": System(name, store, compiled=True),
+            "bfloat16": System(name, store, dtype="bfloat16"),
+            "fastest": System(name, store, dtype="bfloat16", compiled=True),
+            "padded": System(name, store, padded=True),
+        }
+        timed = in_turn({form: system.train_step for form, system in forms.items()}, rounds, cold=["padded"])
+        fastest[name] = forms["fastest"]
+        packed = forms["float32"]
+        rates = [
+            packed.training_flops() / timed.best("float32"),
+            forms["fastest"].training_flops() / timed.best("fastest"),
+        ]
+        products = [product_rate(packed), product_rate(forms["fastest"])]
+        memory = [peak_megabytes(forms[form].train_step) for form in ("float32", "padded")]
+        rows.append(
+            (
+                name,
+                str(timed.ratio("padded", "float32")),
+                str(timed.ratio("padded", "fastest")),
+                str(timed.ratio("full", "float32")),
+                str(timed.ratio("float32", "bfloat16")),
+                str(timed.ratio("float32", "compiled")),
+                f"{100 * rates[0] / products[0]:.0f} %, {100 * rates[1] / products[1]:.0f} %",
+                f"{packed.training_flops() / 1e9:.0f}",
+                f"{memory[1] / memory[0]:.1f} ({memory[1]:.0f} / {memory[0]:.0f} MB)",
+            )
         )
-        self.model = create_model(config.arch, store.metadata)
-        self.head = create_loss_head(config.arch, self.model)
-        self.batch = self.data[0]
-        self.carry = self.model.initial_carry(self.batch)
+        progress(rows[-1])
+    head = (
+        "training step",
+        "padded / packed, float32",
+        "padded float32 / fastest",
+        "full / task canvas",
+        "float32 / bfloat16",
+        "eager / compiled",
+        "of the matrix-product rate: float32, fastest",
+        "useful GFLOP",
+        "peak memory, padded / packed",
+    )
+    return table(head, rows), fastest
 
-    @torch.no_grad()
-    def context(self) -> torch.Tensor:
-        return self.model.encode(self.batch).context
 
-    def train_step(self) -> None:
-        _, loss, _, _ = self.head(self.carry, self.batch)
-        loss.backward()
-        self.model.zero_grad()
+def product_rate(system: System) -> float:
+    return matrix_product_rate(system.rows, system.config.hidden_size, system.config.expansion, system.dtype)
 
-    def padded_step(self) -> None:
-        with padded_form():
-            self.train_step()
 
-    def read_batches(self) -> None:
-        for number in range(1, READS + 1):
-            self.data[number]
+def evaluation(store: PuzzleStore, fastest: dict[str, System], rounds: int) -> str:
+    """Votes of all systems: 16 ACT steps, against the padded form that encodes again at each of them."""
+    rows: list[Row] = []
+    for name in SYSTEMS:
+        packed, padded = System(name, store), System(name, store, padded=True)
+        variants: dict[str, Callable[[], object]] = {
+            "float32": packed.vote,
+            "fastest": fastest[name].vote,
+            "padded": lambda system=padded: system.evaluation_steps(PADDED_STEPS),
+        }
+        timed = in_turn(variants, rounds, cold=["padded"])
+        steps = packed.model.max_steps / PADDED_STEPS
+        ratios = [timed.ratio("padded", form) for form in ("float32", "fastest")]
+        slower, fast = (Ratio(r.median * steps, r.low * steps, r.high * steps) for r in ratios)
+        shares = [
+            system.vote_flops() / timed.best(form) / product_rate(system)
+            for form, system in (("float32", packed), ("fastest", fastest[name]))
+        ]
+        rows.append((name, str(slower), str(fast), ", ".join(f"{100 * share:.0f} %" for share in shares)))
+        progress(rows[-1])
+    head = (
+        "one vote (16 ACT steps)",
+        "padded / packed, float32",
+        "padded float32 / fastest",
+        "of the matrix-product rate: float32, fastest",
+    )
+    return table(head, rows)
+
+
+def growth(store: PuzzleStore, rounds: int) -> str:
+    """How the training step of ETRM grows, against its size above (hidden 128, batch 16, 10 slots, all puzzles)."""
+    base = System("ETRM", store)
+    variants = {
+        "hidden 64": System("ETRM", store, overrides=("arch.hidden_size=64",)),
+        "hidden 256": System("ETRM", store, overrides=("arch.hidden_size=256",)),
+        "batch 4": System("ETRM", store, batch_size=4),
+        "batch 32": System("ETRM", store, batch_size=32),
+        "1 demonstration": System("ETRM", store, max_demos=1),
+        "2 demonstrations": System("ETRM", store, max_demos=2),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for side in (10, 20):
+            small = Path(folder) / str(side)
+            build_dataset(small, ["training"], num_aug=0, max_side=side)
+            variants[f"grids up to {side} x {side}"] = System("ETRM", load_store(small))
+    timed = in_turn({"base": base.train_step} | {k: v.train_step for k, v in variants.items()}, rounds)
+    rows = [
+        (name, str(timed.ratio(name, "base")), f"{system.training_flops() / base.training_flops():.2f}")
+        for name, system in variants.items()
+    ]
+    return table(("ETRM's training step, float32", "time / base", "useful FLOP / base"), rows)
+
+
+def pipeline(store: PuzzleStore, fastest: dict[str, System], rounds: int) -> str:
+    """Batches read against the fastest training step, and the time to build the data set."""
+    rows: list[Row] = []
+    for name in ("TRM", "ETRM"):
+        system = fastest[name]
+
+        def read(data: object = system.data) -> None:
+            for number in range(1, READS + 1):
+                data[number]  # pyright: ignore[reportIndexIssue]
+
+        ratio = in_turn({"step": system.train_step, "read": read}, rounds).ratio("step", "read")
+        shown = Ratio(ratio.median * READS, ratio.low * READS, ratio.high * READS)
+        rows.append((f"batches that one worker reads in {name}'s fastest step", str(shown)))
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "data"
+        took = seconds(lambda: build_dataset(target, ["training", "evaluation"], test_set_name="evaluation"))
+        size = sum(path.stat().st_size for path in target.iterdir()) / 1e6
+    rows.append(("building ARC-AGI-1 with 1000 augmentations", f"{took:.1f} s, {size:.1f} MB"))
+    return table(("data", ""), rows)
+
+
+def parity(store: PuzzleStore) -> str:
+    """Largest differences between the packed and the padded form."""
+    contexts = [System("ETRM", store, padded=padded, batch_size=4).context() for padded in (False, True)]
+    logits = [System("ETRM", store, canvas="full", padded=padded, batch_size=4).logits() for padded in (False, True)]
+    differences = [float((a - b).abs().max()) for a, b in (contexts, logits)]
+    return (
+        f"Packed and padded form, float32, largest difference: contexts {differences[0]:.1e}, logits of one ACT step "
+        f"with canvas=full {differences[1]:.1e}."
+    )
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    model = next(
+        (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), ""
+    )
+    return (
+        f"{model or platform.processor()}, {os.cpu_count()} logical CPUs, {torch.get_num_threads()} threads, "
+        f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}. Hidden 128, 4 heads, 2 layers, H 3, "
+        "L 6, batch 16 of ARC-AGI-1 training puzzles, 10 demonstration slots. Ratios are medians over rounds, with "
+        "their extremes."
+    )
+
+
+def short_form(store: PuzzleStore, rounds: int) -> dict[str, float]:
+    """A few ratios that a slowdown of any part would show in; compiled forms are left out."""
+    found: dict[str, float] = {}
+    for name in ("TRM", "ETRM"):
+        forms = {
+            "packed": System(name, store, batch_size=4),
+            "padded": System(name, store, batch_size=4, padded=True),
+            "bfloat16": System(name, store, batch_size=4, dtype="bfloat16"),
+        }
+        timed = in_turn({form: system.train_step for form, system in forms.items()}, rounds)
+        found[f"{name}: training step, padded / packed"] = timed.ratio("padded", "packed").median
+        found[f"{name}: training step, float32 padded / bfloat16"] = timed.ratio("padded", "bfloat16").median
+    packed, padded = (System("ETRM", store, batch_size=4, padded=flag) for flag in (False, True))
+    timed = in_turn({"packed": packed.vote, "padded": lambda: padded.evaluation_steps(1)}, rounds)
+    found["ETRM: one vote, padded / packed"] = 16 * timed.ratio("padded", "packed").median
+    return found
+
+
+def check(store: PuzzleStore, rounds: int) -> int:
+    """The exit status of `--check`."""
+    reference: dict[str, float] = json.loads(REFERENCE.read_text())
+    found = short_form(store, rounds)
+    rows = []
+    failed = False
+    for name, expected in reference.items():
+        fell = found[name] < (1 - FALL_ALLOWED) * expected
+        failed |= fell
+        rows.append((name, f"{found[name]:.2f}", f"{expected:.2f}", "FELL" if fell else "ok"))
+    print(table(("ratio", "now", "reference", ""), rows))
+    return int(failed)
+
+
+def progress(cells: Row) -> None:
+    print(" | ".join(cells), file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
-    bench = Bench(load_config("cfg_pretrain_etrm_arc_agi_1", OVERRIDES), DATA, BATCH)
-    packed = bench.context()
-    with padded_form():
-        difference = float((packed - bench.context()).abs().max())
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {BATCH}, hidden 128, 10 slots, float32")
-    print(f"largest difference of the contexts, packed and padded: {difference:.1e}")
-    ratio, low, high = turn_by_turn(bench.train_step, bench.padded_step, rounds)
-    print(f"training step, packed against padded: {ratio:.1f} times faster ({low:.1f}-{high:.1f})")
-    demo_config = load_config("cfg_demo")
-    demo = Bench(demo_config, demo_config.data_paths[0], demo_config.global_batch_size)
-    for name, part in (("this", bench), ("the demo's", demo)):
-        ratio, low, high = turn_by_turn(part.read_batches, part.train_step, rounds)
-        rates = f"{READS * ratio:.0f} times the samples ({READS * low:.0f}-{READS * high:.0f})"
-        print(f"data pipeline against {name} training step: {rates}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--write", action="store_true", help="write docs/performance.md's table and the reference")
+    parser.add_argument("--check", action="store_true", help="the short form against the reference")
+    arguments = parser.parse_args()
+    store = load_store(DATA)
+    if arguments.check:
+        sys.exit(check(store, max(3, arguments.rounds)))
+    steps, fastest = training(store, arguments.rounds)
+    parts = [machine(), parity(store), steps, evaluation(store, fastest, arguments.rounds)]
+    parts += [growth(store, arguments.rounds), pipeline(store, fastest, arguments.rounds)]
+    text = "\n\n".join(parts)
+    print(text)
+    if arguments.write:
+        page = DOC.read_text()
+        before, after = page.split(BEGIN)[0], page.split(END)[1]
+        DOC.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        REFERENCE.write_text(json.dumps(short_form(store, 3), indent=1) + "\n")
 
 
 if __name__ == "__main__":

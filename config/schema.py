@@ -262,7 +262,8 @@ class TrainConfig(_Section):
 
     seed: NonNegative
     device: Literal["auto", "cpu", "cuda"]
-    compile: Literal["auto", "on", "off"]
+    # Keys that came after the first checkpoints have a default, with which those go on as they were.
+    compile: Literal["auto", "on", "off"] = "auto"
     data_workers: NonNegative
     project_name: PathPart = "etrm-arc"
     run_name: PathPart | None = None

@@ -1,0 +1,89 @@
+"""Measuring on a noisy machine: pairs run in turn, medians of ratios, peaks of memory, the rate of a matrix product."""
+
+import ctypes
+import re
+import statistics
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from models.layers import swiglu_width
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times longer the second of two took than the first: the median, and the extremes over rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        digits = 1 if self.median >= 10 else 2
+        return f"{self.median:.{digits}f} ({self.low:.{digits}f}-{self.high:.{digits}f})"
+
+
+def seconds(function: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Seconds of each variant in each round, and ratios of two variants round by round."""
+
+    times: dict[str, list[float]]
+
+    def ratio(self, slow: str, fast: str) -> Ratio:
+        """How many times longer `slow` takes than `fast`."""
+        values = [a / b for a, b in zip(self.times[slow], self.times[fast], strict=True)]
+        return Ratio(statistics.median(values), min(values), max(values))
+
+    def best(self, name: str) -> float:
+        return min(self.times[name])
+
+
+def in_turn(variants: Mapping[str, Callable[[], object]], rounds: int, *, cold: Collection[str] = ()) -> Rounds:
+    """Run the variants one after another, `rounds` times; each but those in `cold` is called once before."""
+    for name, function in variants.items():
+        if name not in cold:
+            function()
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, function in variants.items():
+            times[name].append(seconds(function))
+    return Rounds(times)
+
+
+def peak_megabytes(function: Callable[[], object]) -> float:
+    """How far the resident memory of this process rises above its level while `function` runs (Linux)."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to the present level
+    before = _status("VmRSS")
+    function()
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(key: str) -> int:
+    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found.group(1))
+
+
+def matrix_product_rate(rows: int, hidden: int, expansion: float, dtype: torch.dtype, repeats: int = 5) -> float:
+    """FLOP/s of the four projections of a block as plain matrix products, each of its own shape: the best of some."""
+    inner = swiglu_width(hidden, expansion)
+    shapes = [(hidden, 3 * hidden), (hidden, hidden), (hidden, 2 * inner), (inner, hidden)]
+    pairs = [(torch.randn(rows, i).to(dtype), torch.randn(o, i).to(dtype)) for i, o in shapes]
+
+    def products() -> None:
+        for x, weight in pairs:
+            F.linear(x, weight)
+
+    products()
+    return sum(2 * rows * i * o for i, o in shapes) / min(seconds(products) for _ in range(repeats))

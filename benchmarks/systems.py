@@ -1,0 +1,116 @@
+"""The systems on a batch of real puzzles: a training step, an evaluation of one vote, and their useful operations."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from benchmarks import flops
+from benchmarks.padded import padded_form
+from config.schema import load_config
+from dataset.fewshot_puzzle_dataset import FewshotTrainDataset
+from dataset.store import PuzzleStore
+from models import create_model
+from models.encoders.base import forward_dtype
+from models.losses import create_loss_head
+from models.machine import compile_blocks
+
+SIZE = ("arch.hidden_size=128", "arch.num_heads=4", "arch.H_cycles=3", "arch.L_cycles=6", "arch.halt_max_steps=16")
+SYSTEMS = {
+    "TRM": ("cfg_pretrain_trm_arc_agi_1", ()),
+    "ETRM": ("cfg_pretrain_etrm_arc_agi_1", ()),
+    "ETRMTRM A": ("cfg_pretrain_etrmtrm_arc_agi_1", ("arch.recurrent_encoder_type=recurrent_standard",)),
+    "ETRMTRM B": ("cfg_pretrain_etrmtrm_arc_agi_1", ("arch.recurrent_encoder_type=trm_style",)),
+}
+
+
+class System:
+    """A model with random weights and one batch; every variant of a system has the same of both.
+
+    Args:
+        padded: compute every position of every sequence (`benchmarks/padded.py`) on the full canvas.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        store: PuzzleStore,
+        *,
+        dtype: str = "float32",
+        canvas: str = "task",
+        compiled: bool = False,
+        padded: bool = False,
+        batch_size: int = 16,
+        max_demos: int = 10,
+        overrides: Sequence[str] = (),
+    ):
+        config_name, own = SYSTEMS[name]
+        canvas = "full" if padded else canvas
+        chosen = (f"arch.forward_dtype={dtype}", f"arch.canvas={canvas}")
+        self.config = load_config(config_name, [*SIZE, *own, *chosen, *overrides]).arch
+        self.padded = padded
+        self.data = FewshotTrainDataset(store, global_batch_size=batch_size, epochs=10_000, seed=0, max_demos=max_demos)
+        self.batch = self.data[0]
+        torch.manual_seed(0)
+        self.model = create_model(self.config, store.metadata)
+        if compiled:
+            compile_blocks(self.model)
+        self.head = create_loss_head(self.config, self.model)
+        self.carry = self.model.initial_carry(self.batch)
+
+    def _form(self) -> Any:
+        return padded_form() if self.padded else nullcontext()
+
+    def train_step(self) -> None:
+        """Forward and backward pass of one ACT step."""
+        self.model.train()
+        with self._form():
+            _, loss, _, _ = self.head(self.carry, self.batch)
+            loss.backward()
+        self.model.zero_grad()
+
+    def vote(self) -> None:
+        """One evaluation of each query of the batch: `halt_max_steps` ACT steps."""
+        self.model.eval()
+        for _ in self.model.rollout(self.batch):
+            pass
+
+    @torch.no_grad()
+    def evaluation_steps(self, count: int) -> None:
+        """ACT steps in evaluation that read the demonstrations again at each step."""
+        self.model.eval()
+        carry = self.carry
+        with self._form():
+            for _ in range(count):
+                carry, _ = self.model(carry, self.batch)
+
+    def context(self) -> torch.Tensor:
+        """What the encoder says."""
+        with torch.no_grad(), self._form():
+            return self.model.encode(self.batch).context
+
+    def logits(self) -> torch.Tensor:
+        """Of one ACT step in evaluation."""
+        self.model.eval()
+        with torch.no_grad(), self._form():
+            return self.model(self.carry, self.batch)[1]["logits"]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the decoder's packed tensor."""
+        return int(self.model.active_cells(self.batch).sum()) + self.config.puzzle_emb_len * len(self.batch["inputs"])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return forward_dtype(self.config)
+
+    def training_flops(self) -> float:
+        """Useful operations of `train_step`."""
+        self.model.train()
+        return flops.training_step(self.batch, self.model.active_cells(self.batch), self.config)
+
+    def vote_flops(self) -> float:
+        """Useful operations of `vote`."""
+        self.model.eval()
+        return flops.evaluation(self.batch, self.model.active_cells(self.batch), self.config)
