@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 DATA := data/arc1-encoder-aug-1000
 
-.PHONY: demo test check bench setup
+.PHONY: demo test check bench bench-check setup
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -39,5 +39,8 @@ check: $(VENV)/.installed
 	$(PY) -m basedpyright
 	$(PY) -m pytest
 
-bench: $(VENV)/.installed $(DATA)/metadata.json data/arc1-demo/metadata.json
+bench: $(VENV)/.installed $(DATA)/metadata.json
 	$(PY) -m benchmarks.bench
+
+bench-check: $(VENV)/.installed $(DATA)/metadata.json
+	$(PY) -m benchmarks.bench --check
