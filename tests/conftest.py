@@ -36,6 +36,11 @@ SHRUNK = (
 )
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # one worker a core; processes that tests start inherit the variable
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
 @pytest.fixture(scope="session")
 def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ARC-AGI-1 with 12 augmentations a puzzle, evaluation held out."""
