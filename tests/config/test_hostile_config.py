@@ -94,6 +94,15 @@ def test_no_place_of_an_override_runs_a_resolver(calls: list[str], override: str
     assert not calls
 
 
+@pytest.mark.parametrize(
+    "second", ["~load_pretrained_decoder", "+load_pretrained_decoder=x", "~load_pretrained_decoder=x"]
+)
+def test_a_second_override_of_the_key_does_not_run_the_resolver_either(calls: list[str], second: str) -> None:
+    """Hydra looks at the value before it deletes it or refuses to add another."""
+    refusal("load_pretrained_decoder=${spy:x}", second)
+    assert not calls
+
+
 def test_deleting_by_value_does_not_tell_the_value(calls: list[str]) -> None:
     message = refusal("load_pretrained_decoder=x", "~load_pretrained_decoder=guess")
     assert "write ~load_pretrained_decoder" in message
@@ -205,6 +214,11 @@ def test_the_environment_does_not_reach_what_is_printed_or_written(
 )
 def test_what_would_leave_the_config_folder_or_the_registry_is_refused(override: str) -> None:
     refusal(override)
+
+
+@pytest.mark.parametrize("key", ["arch@foo", "+arch@_global_", "+arch@hydra", "+arch@arch.loss", "+foo@bar", "~arch@x"])
+def test_a_part_cannot_be_put_elsewhere(key: str) -> None:
+    assert "a key is a path such as arch.canvas, without '@' or '/'" in refusal(f"{key}=trm")
 
 
 def test_a_group_choice_outside_the_folder_is_not_read(own_configs: Path) -> None:

@@ -96,6 +96,7 @@ def valid_files(rng: random.Random) -> tuple[dict[str, Any], dict[str, Any] | No
 
 ODD: list[Any] = [None, True, False, 0, 1, 9, 10, -1, 255, 256, 2**63, -(2**64), 10**4000, 0.0, 1.0, 1e308, 0.5]
 ODD += ["", "1", "a\0b", "\ud800", "|||", "x" * 10**5, [], [[]], [[0]], [0], [None], {}, {"input": [[1]]}, {"0": [[1]]}]
+NAMES = ["id", "", "a|||b", "\n", "\0", "output", "input", "train", "x" * 201, "\ud800"]
 TOKENS = ["NaN", "Infinity", "-Infinity", "1e999", "-0", "01", "+1", "1.0", "1e0", "0x1", "1_0", "'", "nul", "true"]
 TOKENS += ["//", ",", "[", "]", "{", "}", '"', "\\", "\0"]
 TOKENS += ["9" * 5000, "-" + "9" * 5000, "[" * 5000, "[" * 100_000 + "]" * 100_000, '{"a":' * 5000, "1" + "0" * 10**6]
@@ -115,8 +116,8 @@ def outer_nodes(value: Any) -> list[tuple[Any, Any]]:
 def damage_structure(rng: random.Random, value: Any) -> None:
     parent, key = rng.choice(nodes(value) if rng.random() < 0.3 else outer_nodes(value))
     old = parent[key]
-    kind = rng.randrange(9)
-    if kind == 0:
+    kind = rng.randrange(10)
+    if kind == 0 or isinstance(old, int):
         parent[key] = rng.choice(ODD)
     elif kind == 1:
         del parent[key]
@@ -129,8 +130,10 @@ def damage_structure(rng: random.Random, value: Any) -> None:
     elif kind == 5 and isinstance(old, list):
         parent[key] = old * rng.choice([2, 31, 100])
     elif kind == 6 and isinstance(old, dict):
-        old[rng.choice(["id", "", "a|||b", "\n", "output", "input", "train", "x" * 201, "\ud800"])] = rng.choice(ODD)
-    elif kind == 7:
+        old[rng.choice(NAMES)] = rng.choice(ODD)
+    elif kind == 7:  # another id for a task
+        value[rng.choice(NAMES)] = value.pop(rng.choice(list(value)))
+    elif kind == 8:
         for _ in range(rng.choice([10, 100])):
             parent[key] = [parent[key]]
     else:
