@@ -7,6 +7,7 @@ option that the chosen parts do not use is a `ConfigError` that names the key an
 import difflib
 import logging
 import re
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -23,6 +24,8 @@ from dataset.grids import SEQ_LEN
 
 log = logging.getLogger(__name__)
 CONFIG_DIR = Path(__file__).parent
+MAX_OVERRIDE_CHARS = 4000  # a path has at most 4096
+MAX_INT = 2**63 - 1  # of a tensor's element
 
 
 def _refuse_bool(value: Any) -> Any:
@@ -32,14 +35,18 @@ def _refuse_bool(value: Any) -> Any:
 
 
 Number = BeforeValidator(_refuse_bool)  # pydantic takes true for 1
-Positive = Annotated[int, Number, Field(ge=1)]
-NonNegative = Annotated[int, Number, Field(ge=0)]
+Positive = Annotated[int, Number, Field(ge=1, le=MAX_INT)]
+NonNegative = Annotated[int, Number, Field(ge=0, le=MAX_INT)]
 PositiveFloat = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Number, Field(ge=0, le=1)]
 Beta = Annotated[float, Number, Field(ge=0, lt=1)]
-PathPart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_=+,@ .-]+$")]
+PathPart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_=+,@ .-]+$", max_length=128)]
+FilePath = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 
+
+KEY = re.compile(r"(?=.{1,200}$)\w+(\.\w+)*")
+REFERENCE = re.compile(r"\$\{[\w.\[\]]+\}")
 
 # Overridden for a series of runs that differ in arch.halting: said, not refused.
 SHARED_BY_HALTINGS = ("arch.halt_max_steps", "arch.halt_exploration_prob")
@@ -226,7 +233,7 @@ class TrainConfig(_Section):
     """A whole run."""
 
     arch: Annotated[AnyArch, Field(discriminator="name")]
-    data_paths: Annotated[tuple[str, ...], Field(min_length=1)]
+    data_paths: Annotated[tuple[FilePath, ...], Field(min_length=1)]
     evaluators: tuple[EvaluatorConfig, ...]
 
     global_batch_size: Positive
@@ -252,7 +259,7 @@ class TrainConfig(_Section):
     freeze_decoder_steps: NonNegative
     ema: bool
     ema_rate: Beta
-    load_pretrained_decoder: str | None
+    load_pretrained_decoder: FilePath | None
 
     max_eval_augmentations: Positive | None
     eval_batch_size: Positive
@@ -271,8 +278,8 @@ class TrainConfig(_Section):
     @field_validator("project_name", "run_name")
     @classmethod
     def _stays_in_its_folder(cls, value: str | None) -> str | None:
-        if value is not None and (".." in value or value.startswith(".")):
-            raise ValueError("must not contain '..' or begin with a dot")
+        if value is not None and (".." in value or value.startswith(".") or value != value.strip()):
+            raise ValueError("must not contain '..', begin with a dot, or begin or end with a space")
         return value
 
     @model_validator(mode="after")
@@ -335,9 +342,14 @@ def _explain(error: ValidationError) -> str:
         elif fault["type"] == "missing":
             lines.append(f"missing key '{key}'")
         else:
-            value = "" if not key or isinstance(fault["input"], dict) else f"{key}={fault['input']}: "
+            value = "" if not key or isinstance(fault["input"], dict) else f"{key}={_shown(fault['input'])}: "
             lines.append(f"{value}{message}")
     return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else reprlib.repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _override_keys(overrides: Sequence[str]) -> list[str]:
@@ -348,6 +360,8 @@ def _override_keys(overrides: Sequence[str]) -> list[str]:
     """
     keys = []
     for text in overrides:
+        if len(text) > MAX_OVERRIDE_CHARS:
+            raise ConfigError(f"'{_shown(text)}': an override has at most {MAX_OVERRIDE_CHARS} characters")
         try:
             (override,) = OverridesParser.create().parse_overrides([text])
         except HydraException as error:
@@ -357,12 +371,34 @@ def _override_keys(overrides: Sequence[str]) -> list[str]:
             raise ConfigError(f"'{text}' names several values: sweeps are lines of a job file")
         if not key or key.split(".")[0].split("/")[0] == "hydra":
             raise ConfigError(f"'{text}' changes nothing here: overrides set keys of the run's config")
+        if override.package is not None or not KEY.fullmatch(key):
+            raise ConfigError(f"'{_shown(text)}': a key is a path such as arch.canvas, without '@' or '/'")
         value = override.value()
+        if override.is_delete() and value is not None:
+            raise ConfigError(f"'{text}': to leave a key out, write ~{key}")
+        _refuse_resolvers(value, key)
         if key == "arch" and not (isinstance(value, str) and re.fullmatch(r"\w+", value)):
             raise ConfigError(f"'{text}': arch is one of {', '.join(_arch_names())}")
         if not override.is_delete():
             keys += [key, *_nested_keys(key, value)]
     return keys
+
+
+def _refuse_resolvers(value: Any, key: str = "") -> None:
+    """What a resolver gives, such as a variable of the environment, would be logged with the config.
+
+    Raises:
+        ConfigError: an interpolation other than a reference to another key.
+    """
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _refuse_resolvers(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, str) and "${" in REFERENCE.sub("", value):
+        raise ConfigError(
+            f"{key}={_shown(value)}: is not resolved, for the config is logged; write the value itself, or a reference "
+            "to another key such as ${arch.num_heads}. Secrets stay in the environment of the process, out of the "
+            "command line too (wandb reads WANDB_API_KEY)"
+        )
 
 
 def _nested_keys(prefix: str, value: Any) -> list[str]:
@@ -392,15 +428,19 @@ def load_config(config_name: str, overrides: Sequence[str] = ()) -> TrainConfig:
         ConfigError: an unknown config, key or value, or an override that changes nothing.
     """
     name = config_name.removesuffix(".yaml")
-    if not re.fullmatch(r"\w+", name) or not (CONFIG_DIR / f"{name}.yaml").exists():
-        raise ConfigError(f"--config-name '{config_name}' is not one of {', '.join(config_names())}")
+    if name not in config_names():
+        raise ConfigError(f"--config-name '{_shown(config_name)}' is not one of {', '.join(config_names())}")
     try:
         keys = _override_keys(overrides)
         GlobalHydra.instance().clear()
         with initialize_config_dir(version_base=None, config_dir=str(CONFIG_DIR)):
-            composed = OmegaConf.to_container(compose(name, overrides=list(overrides)), resolve=True)
+            unresolved = compose(name, overrides=list(overrides))
+        _refuse_resolvers(OmegaConf.to_container(unresolved))
+        composed = OmegaConf.to_container(unresolved, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain_hydra(error, overrides)) from error
+    except RecursionError as error:
+        raise ConfigError(f"{name}: the overrides are nested too deeply") from error
     try:
         config = validate_config(composed)
     except ConfigError as error:

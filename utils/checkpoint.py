@@ -78,10 +78,30 @@ class Checkpoint:
         return state
 
     def optimizer_state(self) -> dict[str, Any]:
-        return torch.load(self.path / "optim.pt", weights_only=True)
+        return _load_plain(self.path / "optim.pt")
 
     def rank_state(self, rank: int) -> dict[str, Any]:
-        return torch.load(self.path / f"rank_{rank}.pt", weights_only=True)
+        return _load_plain(self.path / f"rank_{rank}.pt")
+
+
+def _load_plain(path: Path) -> dict[str, Any]:
+    """A `torch.save` of a dict of tensors and plain values; code in it is refused, not run.
+
+    Raises:
+        CheckpointError: missing, damaged, or it holds anything else.
+    """
+    try:
+        state = torch.load(path, weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except Exception as error:  # a damaged file can raise anything
+        raise CheckpointError(
+            f"{path}: refused, and nothing of it was run: it holds code, objects other than tensors and plain values, "
+            "or is damaged"
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: it holds a {type(state).__name__} instead of a dict")
+    return state
 
 
 def _sha256(path: Path) -> str:

