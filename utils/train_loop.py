@@ -185,7 +185,7 @@ def carry_tensors(carry: Any) -> dict[str, Any]:
     return {k: v if isinstance(v, Tensor) else carry_tensors(v) for k, v in vars(carry).items()}
 
 
-def seen_in_training(store: PuzzleStore, data: FewshotTrainDataset, data_paths: Sequence[str]) -> TrainedOn:
+def seen_in_training(store: PuzzleStore, data: FewshotTrainDataset, data_paths: Sequence[str] = ()) -> TrainedOn:
     """The puzzles that training draws, and their pairs; of held-out ones, the demonstrations."""
     hashes: list[str] = []
     held_out: list[str] = []
@@ -201,7 +201,7 @@ def seen_in_training(store: PuzzleStore, data: FewshotTrainDataset, data_paths: 
         pair_hashes=tuple(hashes),
         held_out_demonstrations=tuple(held_out),
         datasets=store.metadata.sha256
-        if len(data_paths) > 1
+        if len(data_paths) != 1
         else {f"{data_paths[0]}/{name}": value for name, value in store.metadata.sha256.items()},
     )
 
