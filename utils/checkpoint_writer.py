@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,15 @@ def _to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _interned(value: Any) -> Any:
+    """The same value with one object for each string, so that pickled bytes depend on the content alone."""
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, dict):
+        return {_interned(key): _interned(part) for key, part in value.items()}
+    return [_interned(part) for part in value] if isinstance(value, list) else value
 
 
 class CheckpointWriter:
@@ -78,7 +88,7 @@ class CheckpointWriter:
             save_file({k: v.detach().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
             if ema_state is not None:
                 save_file({k: v.contiguous() for k, v in ema_state.items()}, folder / "ema.safetensors")
-            torch.save(optimizer_state, folder / "optim.pt")
+            torch.save(_interned(optimizer_state), folder / "optim.pt")
             (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
             (folder / "trained_on.json").write_text(trained_on.model_dump_json())
             (folder / PROGRESS_FILE).write_text(json.dumps(progress))

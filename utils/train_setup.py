@@ -129,7 +129,7 @@ def create_trainer(config: TrainConfig, ranks: Ranks, stop: StopRequest | None =
         ema=EMA(model, config.ema_rate) if config.ema else None,
         trained_on=trained_on,
         logger=RunLogger(None, config),
-        stop=stop or StopRequest(),
+        stop=StopRequest() if stop is None else stop,
     )
     if point is not None:
         restore(trainer, point.checkpoint)
