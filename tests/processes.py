@@ -7,11 +7,17 @@ import runpy
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from functools import lru_cache
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 ETRM = "pretrain_etrm.py"
@@ -49,6 +55,7 @@ def _enter(script: str, arguments: Sequence[str], folder: Path, log: Path, envir
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore that outlives a process that is killed
     sys.argv = [script, *arguments]
     try:
         runpy.run_path(script, run_name="__main__")
@@ -61,6 +68,22 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@lru_cache
+def _context() -> ForkServerContext:
+    """Starts the process that the others are forked from, with this folder's modules before installed ones."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["utils.train_loop", "tests.processes"])
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), path)))
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if path is not None:
+            os.environ["PYTHONPATH"] = path
+    return context
 
 
 class Launch:
@@ -76,8 +99,7 @@ class Launch:
         common = {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         if ranks > 1:
             common |= {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["utils.train_loop"])
+        context = _context()
         self.processes: list[BaseProcess] = []
         for rank in range(ranks):
             environment = common | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {})
