@@ -31,6 +31,11 @@ def _to_disk(path: Path) -> None:
         os.close(handle)
 
 
+def _save(value: Any, path: Path) -> None:
+    with path.open("wb") as file:  # given a path, torch would not say why it could not write
+        torch.save(value, file)
+
+
 def _interned(value: Any) -> Any:
     """The same value with one object for each string, so that pickled bytes depend on the content alone."""
     if isinstance(value, str):
@@ -56,12 +61,11 @@ class CheckpointWriter:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except (
-            OSError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # torch and safetensors have their own for a full disk
-            why = next((e.strerror for e in (error, error.__context__) if isinstance(e, OSError) and e.strerror), error)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            first: BaseException = error
+            while first.__context__ is not None:
+                first = first.__context__
+            why = first.strerror if isinstance(first, OSError) and first.strerror else error
             raise SaveError(
                 f"the checkpoint of step {self.step} could not be written to {self.final.parent}: {why}; the "
                 "checkpoints before it are as they were"
@@ -71,7 +75,7 @@ class CheckpointWriter:
         """What differs between ranks: carry and random state."""
         with self._explained():
             self.temporary.mkdir(parents=True, exist_ok=True)
-            torch.save(state, self.temporary / f"rank_{rank}.pt")
+            _save(state, self.temporary / f"rank_{rank}.pt")
 
     def save_shared(
         self,
@@ -88,7 +92,7 @@ class CheckpointWriter:
             save_file({k: v.detach().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
             if ema_state is not None:
                 save_file({k: v.contiguous() for k, v in ema_state.items()}, folder / "ema.safetensors")
-            torch.save(_interned(optimizer_state), folder / "optim.pt")
+            _save(_interned(optimizer_state), folder / "optim.pt")
             (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
             (folder / "trained_on.json").write_text(trained_on.model_dump_json())
             (folder / PROGRESS_FILE).write_text(json.dumps(progress))
