@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 DATA := data/arc1-encoder-aug-1000
 
-.PHONY: demo test check bench setup
+.PHONY: demo test check bench torture setup
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -38,6 +38,9 @@ check: $(VENV)/.installed
 	$(PY) -m ruff format --check .
 	$(PY) -m basedpyright
 	$(PY) -m pytest
+
+torture: $(VENV)/.installed
+	$(PY) -m tests.torture
 
 bench: $(VENV)/.installed $(DATA)/metadata.json data/arc1-demo/metadata.json
 	$(PY) -m benchmarks.bench

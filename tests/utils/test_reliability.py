@@ -37,7 +37,9 @@ def start(data: Path, tmp_path: Path) -> Iterator[Start]:
     launches: list[Launch] = []
 
     def begin(*overrides: str, place: str = "run", **options: object) -> Launch:
-        arguments = (*SMALL, *COURSE, f"data_paths=[{data}]", *overrides)
+        has_encoder = options.get("script") != "pretrain_trm.py"
+        small = [override for override in SMALL if has_encoder or "encoder" not in override]
+        arguments = (*small, *COURSE, f"data_paths=[{data}]", *overrides)
         launches.append(Launch(tmp_path / place, arguments, **options))  # type: ignore[arg-type]
         return launches[-1]
 
@@ -169,6 +171,19 @@ def test_torchrun_passes_sigterm_on_and_two_ranks_go_on_bit_for_bit(start: Start
     assert found[2]["step"] == 6
     assert found[:2] == expected[:2]
     assert found[2]["train/loss"] != expected[2]["train/loss"]
+
+
+@pytest.mark.parametrize("script", ["pretrain_etrmtrm.py", "pretrain_trm.py"])
+def test_two_ranks_of_the_other_systems_stop_at_sigterm_and_go_on_bit_for_bit(start: Start, script: str) -> None:
+    straight = start(place="straight", ranks=2, script=script)
+    launch = start(ranks=2, script=script)
+    launch.wait_for_step(4)
+    launch.send(signal.SIGTERM)
+    assert launch.wait() == [75, 75]
+    assert start(ranks=2, script=script).wait() == [0, 0]
+    assert straight.wait() == [0, 0]
+    assert log_lines(launch.folder / RUN) == log_lines(straight.folder / RUN)
+    assert weights(launch.folder / RUN) == weights(straight.folder / RUN)
 
 
 def test_a_loss_on_one_rank_that_is_not_finite_stops_both_before_the_step(start: Start, faulty: Callable) -> None:
