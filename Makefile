@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 DATA := data/arc1-encoder-aug-1000
 
-.PHONY: demo test check bench bench-check setup
+.PHONY: demo test check bench bench-check torture setup
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -38,6 +38,9 @@ check: $(VENV)/.installed
 	$(PY) -m ruff format --check .
 	$(PY) -m basedpyright
 	$(PY) -m pytest -n auto --dist loadfile
+
+torture: $(VENV)/.installed
+	$(PY) -m tests.torture
 
 bench: $(VENV)/.installed $(DATA)/metadata.json
 	$(PY) -m benchmarks.bench

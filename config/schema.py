@@ -267,6 +267,17 @@ class TrainConfig(_Section):
     log_predictions_every: NonNegative
     checkpoint_every_eval: bool
 
+    # Defaults here too, so that configs of runs from before these keys existed can be read.
+    checkpoint_interval: NonNegative = 0
+    checkpoint_minutes: NonNegativeFloat = 0
+    checkpoint_keep: Positive | None = None
+    checkpoint_best: str | None = None
+    resume: str = "auto"
+    resume_override: tuple[str, ...] = ()
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    nonfinite_limit: Positive = 10
+    distributed_timeout_s: Annotated[PositiveFloat, Field(le=1e6)] = 1800.0
+
     seed: NonNegative
     device: Literal["auto", "cpu", "cuda"]
     # Keys that came after the first checkpoints have a default, with which those go on as they were.
@@ -280,6 +291,21 @@ class TrainConfig(_Section):
     def _stays_in_its_folder(cls, value: str | None) -> str | None:
         if value is not None and (".." in value or value.startswith(".") or value != value.strip()):
             raise ValueError("must not contain '..', begin with a dot, or begin or end with a space")
+        return value
+
+    @field_validator("resume")
+    @classmethod
+    def _is_auto_never_or_a_path(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("must be auto, never, or the path of a checkpoint or of a run folder")
+        return value
+
+    @field_validator("resume_override")
+    @classmethod
+    def _names_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for key in value:
+            if key not in _all_keys(TrainConfig):
+                raise ValueError(f"'{key}' is not a key of the config{_nearest(key)}")
         return value
 
     @model_validator(mode="after")
@@ -305,6 +331,10 @@ class TrainConfig(_Section):
             unused |= dict.fromkeys(("puzzle_emb_lr", "puzzle_emb_weight_decay"), "only TRM embeds puzzles")
         if self.freeze_encoder:
             unused["encoder_lr_scale"] = "freeze_encoder=true trains nothing in the encoder"
+        if self.on_nonfinite == "stop":
+            unused["nonfinite_limit"] = "on_nonfinite=stop stops at the first"
+        if self.resume == "never":
+            unused["resume_override"] = "resume=never resumes nothing"
         return unused
 
 

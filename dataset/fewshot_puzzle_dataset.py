@@ -10,6 +10,7 @@ for each puzzle, made by a counter-based generator. Any batch can be made again 
 any worker, and the union over ranks is what one rank would read.
 """
 
+import signal
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Literal
@@ -333,5 +334,14 @@ def iterate(
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=pin_memory,
+        worker_init_fn=_outlive_signals,
+        generator=torch.Generator(),  # its own: reading data takes no number from the training's generator
     )
     return iter(loader)
+
+
+def _outlive_signals(worker: int) -> None:
+    """A signal to the whole process group asks the main process to finish its step, for which it needs its data.
+    Workers end when the main process says so, or is gone."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

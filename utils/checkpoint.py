@@ -1,17 +1,21 @@
-"""Checkpoints: a folder written under a temporary name and renamed, every file hashed.
+"""Checkpoints: a folder with a hash of every file, checked when it is read.
 
 model.safetensors   parameters and buffers        ema.safetensors   averages of the parameters
 optim.pt            optimizer state               rank_<r>.pt       carry and random state of each rank
 config.yaml         the run's config              trained_on.json   what the weights have seen
-manifest.json       step and the SHA-256 of every other file and of itself, written last
+progress.json       evaluations, best so far, ...  manifest.json    step and the SHA-256 of every other file and of
+                                                                     itself, written last
+
+`utils/checkpoint_writer.py` writes them, `utils/checkpoint_folder.py` decides which are kept.
 
 `python -m utils.checkpoint inspect PATH` and `... export PATH --to trm` are in `utils/checkpoint_cli.py`.
 """
 
 import hashlib
 import json
+import logging
 import os
-import shutil
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +23,13 @@ from typing import Any
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+log = logging.getLogger(__name__)
 CHECKPOINT_FORMAT = 1
 MANIFEST_FILE = "manifest.json"
+PROGRESS_FILE = "progress.json"
 
 
 class CheckpointError(ValueError):
@@ -68,6 +74,7 @@ class Checkpoint:
     step: int
     config: dict[str, Any]
     trained_on: TrainedOn
+    progress: dict[str, Any]
 
     def model_state(self, *, ema: bool = False) -> dict[str, Tensor]:
         """The model's tensors; with `ema` the averaged parameters, where there are any."""
@@ -83,6 +90,11 @@ class Checkpoint:
     def rank_state(self, rank: int) -> dict[str, Any]:
         return _load_plain(self.path / f"rank_{rank}.pt")
 
+    @property
+    def world_size(self) -> int:
+        """How many ranks wrote it."""
+        return int(self.progress.get("world_size", len(list(self.path.glob("rank_*.pt")))))
+
 
 def _load_plain(path: Path) -> dict[str, Any]:
     """A `torch.save` of a dict of tensors and plain values; code in it is refused, not run.
@@ -91,7 +103,7 @@ def _load_plain(path: Path) -> dict[str, Any]:
         CheckpointError: missing, damaged, or it holds anything else.
     """
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location="cpu")
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # a damaged file can raise anything
@@ -104,12 +116,12 @@ def _load_plain(path: Path) -> dict[str, Any]:
     return state
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _json_sha256(value: dict[str, Any]) -> str:
+def json_sha256(value: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -120,73 +132,27 @@ def write_folder_file(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-class CheckpointWriter:
-    """Writes one checkpoint. Every rank calls `save_rank`; then, after a barrier, rank 0 calls `save_shared`."""
-
-    def __init__(self, folder: Path, step: int):
-        self.final = folder / f"step_{step:08d}"
-        self.temporary = folder / f".step_{step:08d}.tmp"
-        self.step = step
-
-    def save_rank(self, rank: int, state: dict[str, Any]) -> None:
-        """What differs between ranks: carry and random state."""
-        self.temporary.mkdir(parents=True, exist_ok=True)
-        torch.save(state, self.temporary / f"rank_{rank}.pt")
-
-    def save_shared(
-        self,
-        model: nn.Module,
-        ema_state: dict[str, Tensor] | None,
-        optimizer_state: dict[str, Any],
-        config: dict[str, Any],
-        trained_on: TrainedOn,
-    ) -> Path:
-        """Everything else, then the hashes, then the rename."""
-        folder = self.temporary
-        save_file({k: v.detach().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
-        if ema_state is not None:
-            save_file({k: v.contiguous() for k, v in ema_state.items()}, folder / "ema.safetensors")
-        torch.save(optimizer_state, folder / "optim.pt")
-        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-        (folder / "trained_on.json").write_text(trained_on.model_dump_json())
-        hashes = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
-        manifest = {"format": CHECKPOINT_FORMAT, "step": self.step, "sha256": hashes}
-        manifest["sha256_of_the_above"] = _json_sha256(manifest)
-        (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1))
-        if self.final.exists():
-            shutil.rmtree(self.final)
-        folder.rename(self.final)
-        return self.final
-
-
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def verified_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint folder, each file checked against its hash.
-
-    Args:
-        path: a checkpoint folder, or a run folder, whose newest checkpoint is taken.
 
     Raises:
         CheckpointError: missing, incomplete or damaged.
     """
-    path = Path(path)
-    if (path / "checkpoints").is_dir():
-        steps = sorted((path / "checkpoints").glob("step_*"))
-        if not steps:
-            raise CheckpointError(f"{path}: the run has no checkpoint")
-        path = steps[-1]
     try:
         manifest = json.loads((path / MANIFEST_FILE).read_text())
         if not isinstance(manifest, dict) or manifest.get("format") != CHECKPOINT_FORMAT:
             raise CheckpointError(f"{path}: {MANIFEST_FILE} is not of format {CHECKPOINT_FORMAT}")
         own_hash = manifest.pop("sha256_of_the_above", None)
-        if own_hash != _json_sha256(manifest):
+        if own_hash != json_sha256(manifest):
             raise CheckpointError(f"{path / MANIFEST_FILE}: damaged (it does not match its own hash)")
         for name, expected in manifest["sha256"].items():
-            if _sha256(path / name) != expected:
+            if sha256_of(path / name) != expected:
                 raise CheckpointError(f"{path / name}: damaged (its SHA-256 is not that of {MANIFEST_FILE})")
         config = yaml.safe_load((path / "config.yaml").read_text())
         trained_on = TrainedOn.model_validate_json((path / "trained_on.json").read_text())
-        return Checkpoint(path, manifest["step"], config, trained_on)
+        has_progress = PROGRESS_FILE in manifest["sha256"]
+        progress = json.loads((path / PROGRESS_FILE).read_text()) if has_progress else {}
+        return Checkpoint(path, manifest["step"], config, trained_on, progress)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: not a complete checkpoint ({error.filename} is missing)") from error
     except (
@@ -201,6 +167,50 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: damaged checkpoint ({error})") from error
+
+
+def saved_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Step and path of each checkpoint in a run's `checkpoints/`, oldest first, unverified."""
+    found = [(re.fullmatch(r"step_(\d+)", path.name), path) for path in folder.glob("step_*")]
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def newest_good(folder: Path) -> tuple[Checkpoint, list[CheckpointError]]:
+    """The newest undamaged checkpoint in a run's `checkpoints/`, and what is wrong with newer ones.
+
+    Raises:
+        CheckpointError: there is none, or every one is damaged; names each.
+    """
+    faults: list[CheckpointError] = []
+    for _, path in reversed(saved_checkpoints(folder)):
+        try:
+            return verified_checkpoint(path), faults
+        except CheckpointError as error:
+            faults.append(error)
+    if not faults:
+        raise CheckpointError(f"{folder.parent}: the run has no checkpoint")
+    raise CheckpointError(
+        f"{folder.parent}: every checkpoint is damaged: {'; '.join(map(str, faults))}. resume=never starts anew"
+    )
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """A checkpoint folder, each file checked against its hash.
+
+    Args:
+        path: a checkpoint folder, or a run folder, whose newest undamaged checkpoint is taken; newer ones that are
+            damaged are named in the log.
+
+    Raises:
+        CheckpointError: missing, incomplete or damaged.
+    """
+    path = Path(path)
+    if not (path / "checkpoints").is_dir():
+        return verified_checkpoint(path)
+    checkpoint, faults = newest_good(path / "checkpoints")
+    for fault in faults:
+        log.warning("%s; taking %s instead", fault, checkpoint.path)
+    return checkpoint
 
 
 def load_matching(module: nn.Module, state: dict[str, Tensor], source: str) -> None:

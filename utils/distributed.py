@@ -1,14 +1,25 @@
 """Ranks: started by torchrun, or a single process that needs no process group."""
 
+import logging
 import os
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from config.schema import ConfigError
+
+log = logging.getLogger(__name__)
+GATHERED_AT_ONCE = 4096
+WATCH_SECONDS = 1.0
+SAID_BY_FIRST_RANK = "rank 0 says so too"
+_leaving = threading.Event()  # this process ends by itself and is not to be ended by its watch
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,21 +52,69 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
 
 
-def start(device_name: str) -> Ranks:
-    """Join torchrun's process group, where there is one: NCCL on CUDA, gloo on the CPU."""
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+def rank_of_environment() -> int:
+    """The rank that torchrun gave to this process; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def start(device_name: str, timeout_s: float = 1800) -> Ranks:
+    """Join torchrun's process group, where there is one: NCCL on CUDA, gloo on the CPU.
+
+    Args:
+        timeout_s: a collective that takes longer raises (gloo) or ends the process (NCCL).
+    """
+    rank, world_size = rank_of_environment(), int(os.environ.get("WORLD_SIZE", "1"))
     device = choose_device(device_name, int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    ranks = Ranks(rank, world_size, device)
     if world_size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Ranks(rank, world_size, device)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        _leaving.clear()
+        threading.Thread(target=_watch_for_failure, name="failure watch", daemon=True).start()
+    return ranks
 
 
 def stop(ranks: Ranks) -> None:
     """Leave the process group."""
+    _leaving.set()
     if ranks.world_size > 1 and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _failure_store() -> dist.Store:
+    """A connection of its own to the store that torchrun keeps, under a name that a restart does not share."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5))
+    attempt = os.environ.get("TORCHELASTIC_RUN_ID", ""), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore("/".join(("failure", *attempt)), store)
+
+
+def _watch_for_failure() -> None:
+    """End this process soon after another rank has said that it failed, whatever this one is waiting for."""
+    try:
+        store = _failure_store()
+        while not store.check(["reason"]):
+            if _leaving.wait(WATCH_SECONDS):
+                return
+        reason = store.get("reason").decode()
+    except RuntimeError:  # the store is gone: so is the launcher, or the run is over; collectives notice the rest
+        return
+    if not _leaving.is_set():
+        log.error("ended, because another rank failed: %s", reason)
+        logging.shutdown()
+        os._exit(1)
+
+
+def announce_failure(reason: str, ranks: Ranks) -> None:
+    """Tell the other ranks that this one ends, so that they end within seconds and not at a collective's timeout."""
+    _leaving.set()
+    if ranks.world_size > 1:
+        try:
+            _failure_store().set("reason", f"rank {ranks.rank}: {reason}")
+        except RuntimeError as error:
+            log.warning("the other ranks could not be told (%s); they end at their next collective", error)
 
 
 def sum_over_ranks(tensors: list[Tensor], ranks: Ranks) -> None:
@@ -68,6 +127,15 @@ def sum_over_ranks(tensors: list[Tensor], ranks: Ranks) -> None:
         tensor.copy_(part.view_as(tensor))
 
 
+def any_rank(flag: bool, ranks: Ranks) -> bool:
+    """Whether the flag is set on any rank, on every rank."""
+    if ranks.world_size == 1:
+        return flag
+    count = torch.tensor(float(flag), device=ranks.device)
+    dist.all_reduce(count)
+    return bool(count.item())
+
+
 def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
     """The rows of all ranks one after another, on every rank; each has the same number."""
     if ranks.world_size == 1:
@@ -78,12 +146,25 @@ def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
 
 
 def gather_lists(items: list[Any], ranks: Ranks) -> list[Any]:
-    """The lists of all ranks joined, on every rank."""
+    """The lists of all ranks joined, on every rank; lengths may differ, and no message holds more than
+    `GATHERED_AT_ONCE` items of a rank."""
     if ranks.world_size == 1:
         return items
-    parts: list[list[Any]] = [[] for _ in range(ranks.world_size)]
-    dist.all_gather_object(parts, items)
-    return [item for part in parts for item in part]
+    lengths = [0] * ranks.world_size
+    dist.all_gather_object(lengths, len(items))
+    joined: list[list[Any]] = [[] for _ in range(ranks.world_size)]
+    for first in range(0, max(lengths), GATHERED_AT_ONCE):
+        parts: list[list[Any]] = [[] for _ in range(ranks.world_size)]
+        dist.all_gather_object(parts, items[first : first + GATHERED_AT_ONCE])
+        for whole, part in zip(joined, parts, strict=True):
+            whole += part
+    return [item for part in joined for item in part]
+
+
+def barrier(ranks: Ranks) -> None:
+    """Wait for all ranks."""
+    if ranks.world_size > 1:
+        dist.barrier()
 
 
 def from_first_rank(value: Any, ranks: Ranks) -> Any:
@@ -93,3 +174,39 @@ def from_first_rank(value: Any, ranks: Ranks) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def on_first_rank(make: Callable[[], T], ranks: Ranks) -> T:
+    """What `make()` returns on rank 0, on every rank.
+
+    Raises:
+        ValueError, RuntimeError, OSError: what `make` raises there, on every rank.
+    """
+    if ranks.world_size == 1:
+        return make()
+    outcome: tuple[Any, Exception | None] = (None, None)
+    if ranks.is_first:
+        try:
+            outcome = (make(), None)
+        except (ValueError, RuntimeError, OSError) as error:
+            outcome = (None, error)
+    value, error = from_first_rank(outcome, ranks)
+    if error is not None:
+        if not ranks.is_first:
+            error.add_note(SAID_BY_FIRST_RANK)
+        raise error
+    return value
+
+
+def raise_together(error: Exception | None, ranks: Ranks) -> None:
+    """Raise on every rank the error of the first rank that has one, so that none waits for another."""
+    if ranks.world_size == 1:
+        if error is not None:
+            raise error
+        return
+    errors = gather_lists([] if error is None else [(ranks.rank, error)], ranks)
+    if errors:
+        rank, found = errors[0]
+        if not ranks.is_first:
+            found.add_note(SAID_BY_FIRST_RANK)
+        raise type(found)(f"rank {rank}: {found}") if rank else found

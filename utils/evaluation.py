@@ -3,6 +3,7 @@
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +19,16 @@ from models.act import RecursiveReasoner
 from models.canvas import task_canvas_bounds
 from models.losses import ACTLossHead
 from utils.diagnostics import HEALTH_MEASURES, encoder_health
-from utils.distributed import Ranks, gather_lists, sum_over_ranks
+from utils.distributed import Ranks, any_rank, gather_lists, sum_over_ranks
 
 STEP_MEASURES = ("accuracy", "exact_accuracy", "q_halt_accuracy")
 # What a model tells of its encoder's latent at each ACT step, (B) each.
 CARRY_MEASURES = ("encoder_carry_norm", "encoder_carry_change", "encoder_carry_change_rel")
 CONVERGED_BELOW = 0.05
+
+
+class EvaluationStopped(RuntimeError):
+    """An evaluation was given up, on all ranks."""
 
 
 @dataclass
@@ -148,11 +153,18 @@ def evaluate(
     unknown_origin: bool = False,
     workers: int = 0,
     description: str = "evaluate",
+    stop: Any = False,
 ) -> Evaluation:
     """Predict every query of the data set once, over all ranks, and let the predictions vote.
 
     Metrics: `eval/` means over labelled queries at the last step, encoder health (means over batches), throughput,
     and those of the evaluators. The model is left in the mode it was in.
+
+    Args:
+        stop: as soon as it is true on a rank (`utils.signals.StopRequest`), the evaluation is given up on all of them.
+
+    Raises:
+        EvaluationStopped: it was given up.
     """
     model = head.model
     was_training = model.training
@@ -162,6 +174,8 @@ def evaluate(
     began = time.perf_counter()
     batches = iterate(dataset, workers=workers, pin_memory=ranks.device.type == "cuda")
     for batch in tqdm(batches, total=len(dataset), desc=description, disable=not ranks.is_first, leave=False):
+        if stop:
+            break
         batch = {key: value.to(ranks.device, non_blocking=True) for key, value in batch.items()}
         queries = batch.pop("query_indices").cpu().numpy()
         outputs = measures.add_batch(head, batch)
@@ -169,6 +183,8 @@ def evaluate(
         for voting in votings:
             voting.update(queries, predictions, outputs["q_halt_logits"].float().cpu().numpy())
     model.train(was_training)
+    if any_rank(bool(stop), ranks):
+        raise EvaluationStopped("a rank was asked to stop during the evaluation")
     metrics, table = measures.read(ranks)
     metrics["eval/samples_per_second"] = metrics["eval/num_queries"] / (time.perf_counter() - began)
     evaluation = Evaluation(metrics, table)

@@ -100,6 +100,16 @@ class PuzzleEmbeddingSGD:
         self.embeddings = [module for module in model.modules() if isinstance(module, PuzzleEmbedding)]
         self.weight_decay, self.ranks = weight_decay, ranks
 
+    def gradients(self) -> list[Tensor]:
+        """This rank's gradients after a backward pass: of each embedding, the rows that its batch has touched."""
+        rows = [embedding.touched[1] for embedding in self.embeddings if embedding.touched is not None]
+        return [row.grad for row in rows if row.grad is not None]
+
+    def skip(self) -> None:
+        """Leave the embeddings as they are after a backward pass."""
+        for embedding in self.embeddings:
+            embedding.touched = None
+
     @torch.no_grad()
     def step(self, lr: float) -> dict[str, Float[Tensor, ""]]:
         """Update after a backward pass; the norm of the gradient by name, where there are embeddings."""
@@ -167,26 +177,33 @@ def learning_rate(step: int, *, lr: float, warmup_steps: int, total_steps: int, 
 def set_learning_rates(optimizer: Optimizer, base_lr: float, step: int) -> None:
     """Give each group its rate for this step, and switch on the groups whose frozen steps are over."""
     for group in optimizer.param_groups:
-        group["lr"] = base_lr * group["lr_scale"]
         group["active"] = step >= group["frozen_steps"]
+        group["lr"] = base_lr * group["lr_scale"] if group["active"] else 0.0
+
+
+def drop_frozen_gradients(optimizer: Optimizer) -> None:
+    """Free the gradients of groups that are not trained yet: the fused kernel waits for want of a gradient."""
+    for group in optimizer.param_groups:
         if not group["active"]:
-            group["lr"] = 0.0
-            for param in group["params"]:  # the fused kernel does not know `active`: without a gradient it waits too
+            for param in group["params"]:
                 param.grad = None
 
 
 def gradient_norms(optimizer: Optimizer) -> dict[str, Float[Tensor, ""]]:
-    """The norm of each group's gradient by name, and `total`."""
-    norms = {}
+    """The norm of each group's gradient by name, and `total`: that of the groups that are trained at this step."""
+    norms: dict[str, Tensor] = {}
+    trained: list[Tensor] = []
     for group in optimizer.param_groups:
         grads = [p.grad for p in group["params"] if p.grad is not None]
         norms[group["name"]] = torch.stack(torch._foreach_norm(grads)).norm() if grads else torch.zeros(())
-    norms["total"] = torch.stack(list(norms.values())).norm()
+        if group["active"]:
+            trained.append(norms[group["name"]])
+    norms["total"] = torch.stack(trained).norm() if trained else torch.zeros(())
     return norms
 
 
 def clip_gradients(optimizer: Optimizer, total_norm: Float[Tensor, ""], max_norm: float) -> None:
-    """Scale all gradients so that their global norm is at most `max_norm`."""
+    """Scale the gradients, whose global norm is `total_norm`, to a norm of at most `max_norm`."""
     scale = (max_norm / (total_norm + 1e-6)).clamp(max=1.0)
     for group in optimizer.param_groups:
         grads = [p.grad for p in group["params"] if p.grad is not None]

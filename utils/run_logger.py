@@ -1,43 +1,20 @@
-"""The run folder and its logs. `metrics.jsonl` is the source of truth; wandb mirrors it and can never stop a run."""
+"""A run's logs. `metrics.jsonl` is the source of truth; wandb mirrors it and can never stop a run."""
 
 import json
 import logging
 import math
 import netrc
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from config.schema import TrainConfig, dump_config
+from utils.checkpoint import write_folder_file
+from utils.run_folder import METRICS_FILE
 
 log = logging.getLogger(__name__)
-RUNS = Path("runs")
-
-
-def run_folder(config: TrainConfig) -> Path:
-    """`runs/<project_name>/<run_name>`."""
-    arch = config.arch
-    system = arch.name.split("@")[0].rsplit(".", 1)[-1] + (
-        f"-fct{arch.num_act_steps}" if arch.halting == "fixed" else ""
-    )
-    default = f"{system}-{arch.encoder_name}-seed{config.seed}"
-    return RUNS / config.project_name / (config.run_name or default)
-
-
-def create_run_folder(config: TrainConfig) -> Path:
-    """An empty run folder with the run's `config.yaml`; an earlier run of that name is moved aside, never mixed in."""
-    folder = run_folder(config)
-    if folder.exists() and any(folder.iterdir()):
-        number = 1
-        while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
-            number += 1
-        folder.rename(aside)
-        log.warning("%s existed and was moved to %s", folder, aside)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(dump_config(config), sort_keys=False))
-    return folder
+WANDB_ID_FILE = "wandb_id"
 
 
 def _has_wandb_key() -> bool:
@@ -49,12 +26,20 @@ def _has_wandb_key() -> bool:
         return False
 
 
+def _wandb_id(folder: Path) -> str:
+    """The id under which wandb knows the run, for as long as its folder lives."""
+    path = folder / WANDB_ID_FILE
+    if not path.exists():
+        write_folder_file(path, uuid.uuid4().hex[:12])
+    return path.read_text().strip()
+
+
 class RunLogger:
     """Writes metrics of rank 0; on other ranks (`folder` None) it does nothing."""
 
     def __init__(self, folder: Path | None, config: TrainConfig):
         self.folder = folder
-        self.file = None if folder is None else (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self.file = None if folder is None else (folder / METRICS_FILE).open("a", encoding="utf-8")
         self.wandb_run = None if folder is None else self._start_wandb(folder, config)
 
     @staticmethod
@@ -68,6 +53,8 @@ class RunLogger:
             return wandb.init(
                 project=config.project_name,
                 name=folder.name,
+                id=_wandb_id(folder),
+                resume="allow",
                 dir=folder,
                 config=dump_config(config),
                 mode=mode,  # pyright: ignore[reportArgumentType]
@@ -85,6 +72,17 @@ class RunLogger:
         self.file.write(json.dumps({"step": step, **finite}) + "\n")
         self.file.flush()
         self._to_wandb(lambda run: run.log(finite, step=step))
+
+    def log_rows(self, step: int, name: str, rows: list[dict[str, float]]) -> None:
+        """Add a line with a table to `<name>.jsonl`."""
+        if self.folder is not None:
+            with (self.folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, name: rows}) + "\n")
+
+    def to_disk(self) -> None:
+        """Wait until the lines would survive a power failure, so that no checkpoint is ahead of its log."""
+        if self.file is not None:
+            os.fsync(self.file.fileno())
 
     def log_page(self, step: int, name: str, html: str) -> None:
         """Put a page into the run folder and, as a panel, into wandb."""
@@ -113,3 +111,4 @@ class RunLogger:
         if self.file is not None:
             self.file.close()
         self._to_wandb(lambda run: run.finish())
+        self.wandb_run = None

@@ -14,7 +14,7 @@ import torch
 from config.schema import TrainConfig, dump_config, load_config
 from dataset.build_arc_dataset import build_dataset
 from utils.distributed import Ranks
-from utils.run_logger import run_folder
+from utils.run_folder import run_folder
 from utils.train_loop import Trainer, create_trainer, fit
 
 

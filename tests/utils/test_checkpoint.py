@@ -16,11 +16,11 @@ from dataset.build_arc_dataset import build_dataset
 from dataset.store import PuzzleStore
 from utils.checkpoint import (
     CheckpointError,
-    CheckpointWriter,
     TrainedOn,
     load_matching,
     open_checkpoint,
 )
+from utils.checkpoint_writer import CheckpointWriter
 from utils.distributed import Ranks
 from utils.published import load_pretrained_decoder
 from utils.train_loop import Trainer, create_trainer
@@ -33,6 +33,7 @@ FILES = (
     "manifest.json",
     "model.safetensors",
     "optim.pt",
+    "progress.json",
     "rank_0.pt",
     "trained_on.json",
 )
@@ -100,7 +101,7 @@ def test_a_checkpoint_fits_a_model_built_from_its_own_config(finished_run: Path,
 
 
 def test_a_run_leaves_a_good_checkpoint_of_each_evaluation(finished_run: Path) -> None:
-    paths = sorted((finished_run / "checkpoints").iterdir())
+    paths = sorted((finished_run / "checkpoints").glob("step_*"))
     assert [open_checkpoint(path).step for path in paths] == [4, 8]
     assert all(tuple(sorted(file.name for file in path.iterdir())) == FILES for path in paths)
 

@@ -136,7 +136,15 @@ CASES = {
     "eval_batch_size": Case(("8", "1"), "evaluation", keeps=(*TRAINING, "submission")),
     "log_interval": Case(("1", "2"), "log_lines", keeps=("weights", "submission")),
     "log_predictions_every": Case(("0", "1"), "files", keeps=(*TRAINING, "submission")),
-    "checkpoint_every_eval": Case(("false", "true"), "files", keeps=TRAINING, given=("eval_interval=1",)),
+    "checkpoint_every_eval": Case(
+        ("false", "true"), "files", keeps=TRAINING, given=("eval_interval=1", "checkpoint_best=null")
+    ),
+    "checkpoint_interval": Case(("0", "1"), "files", keeps=(*TRAINING, "evaluation")),
+    "checkpoint_minutes": Case(("0", "1e-9"), "files", keeps=(*TRAINING, "evaluation")),
+    "checkpoint_keep": Case(("1", "2"), "files", keeps=TRAINING, given=("checkpoint_interval=1",)),
+    "checkpoint_best": Case(
+        ("null", "eval/accuracy"), "files", keeps=TRAINING, given=("eval_interval=1", "checkpoint_every_eval=false")
+    ),
     "seed": Case(("0", "1"), "losses", keeps=("parameters",)),
     "project_name": Case(("one", "two"), "folder", keeps=(*TRAINING, "submission", "files")),
     "run_name": Case(("one", "two"), "folder", keeps=(*TRAINING, "submission", "files")),
@@ -144,6 +152,11 @@ CASES = {
 TESTED_ELSEWHERE = {
     "data_workers": "test_batches_come_from_as_many_workers_as_asked_for, below",
     "compile": "tests/models/test_cuda_ready.py: it must not change a result",
+    "resume": "it takes a run before: test_resume.py",
+    "resume_override": "it takes a run before: test_resume.py",
+    "on_nonfinite": "it takes a loss that is not finite: test_reliability.py",
+    "nonfinite_limit": "it takes losses that are not finite: test_reliability.py",
+    "distributed_timeout_s": "it takes a rank that hangs: test_reliability.py",
     "device": "a second device cannot be had everywhere: test_distributed.py",
 }
 SINGLE_VALUE = ("arch.name", "arch.loss.name", "evaluators.name", "arch.H_layers")

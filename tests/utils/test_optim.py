@@ -16,6 +16,7 @@ from utils.optim import (
     AdamATan2,
     GroupOptions,
     clip_gradients,
+    drop_frozen_gradients,
     gradient_norms,
     learning_rate,
     parameter_groups,
@@ -273,6 +274,19 @@ def test_gradient_norms_are_those_of_the_groups_and_of_everything() -> None:
     torch.testing.assert_close(norms["total"], flat.norm())
     torch.testing.assert_close(norms["encoder"], flat[: 2 * 3 + 3].norm())
     torch.testing.assert_close(norms["inner"], flat[2 * 3 + 3 :].norm())
+
+
+def test_the_gradient_of_what_is_still_frozen_has_no_say_in_the_clipping() -> None:
+    optimizer, flat = with_gradients(3.0)
+    encoder, inner = optimizer.param_groups
+    inner["frozen_steps"] = 1
+    set_learning_rates(optimizer, 0.1, step=0)
+    norms = gradient_norms(optimizer)
+    torch.testing.assert_close(norms["total"], norms["encoder"])
+    torch.testing.assert_close(norms["inner"], flat[2 * 3 + 3 :].norm())
+    drop_frozen_gradients(optimizer)
+    assert all(p.grad is None for p in inner["params"])
+    assert all(p.grad is not None for p in encoder["params"])
 
 
 @pytest.mark.parametrize("max_norm", [0.01, 1.0])

@@ -12,7 +12,8 @@ import yaml
 
 from config.schema import TrainConfig
 from utils.distributed import Ranks
-from utils.run_logger import RunLogger, create_run_folder, run_folder
+from utils.run_folder import create_run_folder, run_folder
+from utils.run_logger import RunLogger
 from utils.train_loop import fit
 
 Config = Callable[..., TrainConfig]
@@ -100,7 +101,7 @@ def test_a_second_fit_under_one_name_does_not_mix_with_the_first(
 ) -> None:
     fit(shrunk_config(*SHORT, "seed=1"), ranks)
     first = metrics_of(FOLDER)
-    fit(shrunk_config(*SHORT, "seed=2"), ranks)
+    fit(shrunk_config(*SHORT, "seed=2", "resume=never"), ranks)
     assert metrics_of(FOLDER.with_name("run.old-1")) == first
     assert [line["step"] for line in metrics_of(FOLDER)] == [line["step"] for line in first]
     assert metrics_of(FOLDER) != first

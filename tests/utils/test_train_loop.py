@@ -253,7 +253,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(
 
 def test_training_counts_as_seen_what_it_draws_and_no_more(store: PuzzleStore) -> None:
     data = FewshotTrainDataset(store, global_batch_size=2, epochs=1, seed=0, max_groups=3)
-    seen = seen_in_training(store, data)
+    seen = seen_in_training(store, data, ["data"])
     train_puzzles = [p for p in store.manifest.puzzles if p.split == "train"]
     assert list(seen.puzzle_ids) == [p.id for p in train_puzzles[:3]]
     assert set(seen.pair_hashes) == {h for p in train_puzzles[:3] for h in p.pair_hashes}

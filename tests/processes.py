@@ -1,0 +1,160 @@
+"""Runs of the real entry scripts in processes of their own, forked from one that has imported everything already."""
+
+import json
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).parents[1]
+ETRM = "pretrain_etrm.py"
+SMALL = (
+    "arch.hidden_size=32",
+    "arch.num_heads=2",
+    "arch.H_cycles=1",
+    "arch.L_cycles=1",
+    "arch.L_layers=1",
+    "arch.encoder_num_layers=1",
+    "arch.forward_dtype=float32",
+    "arch.halt_max_steps=3",
+    "global_batch_size=4",
+    "max_demos=3",
+    "max_train_groups=8",
+    "max_eval_groups=1",
+    "max_eval_augmentations=1",
+    "eval_batch_size=4",
+    "log_predictions_every=0",
+    "lr=1e-2",
+    "lr_warmup_steps=4",
+    "data_workers=0",
+    "device=cpu",
+    "+project_name=p",
+    "+run_name=run",
+)
+RUN = Path("runs/p/run")
+
+
+def _enter(script: str, arguments: Sequence[str], folder: Path, log: Path, environment: dict[str, str]) -> None:
+    """What the new process does: `python script arguments` in `folder`, with its output in `log`."""
+    os.setpgid(0, 0)
+    os.chdir(folder)
+    os.environ.update(environment)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore that outlives a process that is killed
+    sys.argv = [script, *arguments]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@lru_cache
+def _context() -> ForkServerContext:
+    """Starts the process that the others are forked from, with this folder's modules before installed ones."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["utils.train_loop", "tests.processes", "torch._dynamo"])  # the last by optimizers
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), path)))
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if path is not None:
+            os.environ["PYTHONPATH"] = path
+    return context
+
+
+class Launch:
+    """All ranks of one start of a run."""
+
+    def __init__(
+        self, folder: Path, arguments: Sequence[str], *, ranks: int = 1, script: str | Path = ETRM, log: str = "log"
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.logs = [folder / f"{log}.{rank}" for rank in range(ranks)]
+        self.marks = [path.stat().st_size if path.exists() else 0 for path in self.logs]
+        common = {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        if ranks > 1:
+            common |= {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        context = _context()
+        self.processes: list[BaseProcess] = []
+        for rank in range(ranks):
+            environment = common | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {})
+            call = (str(ROOT / script), list(arguments), folder, self.logs[rank], environment)
+            process = context.Process(target=_enter, args=call)
+            process.start()
+            self.processes.append(process)
+
+    def send(self, number: signal.Signals, *, group: bool = False) -> None:
+        """A signal to every rank that still runs; with `group` to its worker processes too."""
+        for process in self.processes:
+            if process.pid is not None and process.exitcode is None:
+                (os.killpg if group else os.kill)(process.pid, number)
+
+    def wait(self, timeout: float = 120) -> list[int | None]:
+        """Exit statuses; whatever runs on after the timeout is killed and has None."""
+        end = time.monotonic() + timeout
+        for process in self.processes:
+            process.join(max(0.0, end - time.monotonic()))
+        statuses = [process.exitcode for process in self.processes]
+        self.kill()
+        return statuses
+
+    def kill(self) -> None:
+        """SIGKILL to every rank."""
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+    def output(self, rank: int = 0) -> str:
+        """What a rank has written since its start."""
+        path = self.logs[rank]
+        return path.read_bytes()[self.marks[rank] :].decode(errors="replace") if path.exists() else ""
+
+    def wait_for_step(self, step: int, timeout: float = 120) -> None:
+        """Wait until the log of metrics has reached a step."""
+        end = time.monotonic() + timeout
+        path = self.folder / RUN / "metrics.jsonl"
+        while time.monotonic() < end:
+            last = path.read_text().splitlines()[-1:] if path.exists() else []
+            if last and last[0].endswith("}") and json.loads(last[0])["step"] >= step:
+                return
+            if any(process.exitcode is not None for process in self.processes):
+                break
+            time.sleep(0.01)
+        raise AssertionError(f"step {step} was not reached: {self.output()[-2000:]}")
+
+
+def log_lines(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """The lines of a run's log without times."""
+    lines = [json.loads(line) for line in (run / name).read_text().splitlines()]
+    return [{key: value for key, value in line.items() if "per_second" not in key} for line in lines]
+
+
+def hashes(checkpoint: Path) -> dict[str, str]:
+    """SHA-256 of what must come out the same: weights, averages, optimizer."""
+    files = json.loads((checkpoint / "manifest.json").read_text())["sha256"]
+    return {name: files[name] for name in ("model.safetensors", "ema.safetensors", "optim.pt") if name in files}

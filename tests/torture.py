@@ -1,0 +1,196 @@
+"""Kills and damaged checkpoints: `python -m tests.torture [--kills 200] [--damages 100]`, `make torture`.
+
+Kills: runs of the real entry script on 1 and on 2 ranks are killed (SIGKILL) at random moments until they have come to
+their end. Every restart must come up by itself, at the newest checkpoint that was there; the end must be, bit for bit
+and line for line, that of an undisturbed run. Damages: the newest checkpoint gets a flipped bit, is truncated, emptied,
+or loses a file, at a random place; it must be noticed and the one before it taken.
+"""
+
+import argparse
+import random
+import re
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dataset.build_arc_dataset import build_dataset
+from tests.processes import RUN, SMALL, Launch, hashes, log_lines
+from utils.checkpoint import CheckpointError, newest_good, open_checkpoint, saved_checkpoints, verified_checkpoint
+
+STEPS = 40
+LIVES_AT_MOST = 200
+LONGEST_LIFE = 0.4  # of an undisturbed run, so that several kills hit each run
+COURSE = (
+    f"epochs={STEPS // 2}",  # of 8 puzzles, 4 samples a step
+    "eval_interval=7",
+    "log_interval=4",
+    "checkpoint_interval=3",
+    "checkpoint_keep=3",
+    "checkpoint_minutes=0",
+)
+KINDS = ("flipped bit", "truncated", "emptied", "deleted")
+
+
+@dataclass
+class Counts:
+    """What was done and what went wrong."""
+
+    kills: int = 0
+    resumed: int = 0
+    runs: int = 0
+    damages: int = 0
+    noticed: int = 0
+    fallbacks: int = 0
+    faults: list[str] = field(default_factory=list)
+
+
+def undisturbed(folder: Path, data: Path, ranks: int) -> Path:
+    """The folder of a run that nobody kills."""
+    launch = Launch(folder, (*SMALL, *COURSE, f"data_paths=[{data}]"), ranks=ranks)
+    statuses = launch.wait(300)
+    if statuses != [0] * ranks:
+        raise RuntimeError(f"the undisturbed run ended with {statuses}: {launch.output()[-2000:]}")
+    return folder / RUN
+
+
+def compare(found: Path, expected: Path, counts: Counts, name: str) -> None:
+    """Weights, averages, optimizer state and logs must be the same."""
+    if hashes(open_checkpoint(found).path) != hashes(open_checkpoint(expected).path):
+        counts.faults.append(f"{name}: the final weights differ")
+    for log in ("metrics.jsonl", "act_steps.jsonl"):
+        if log_lines(found, log) != log_lines(expected, log):
+            counts.faults.append(f"{name}: {log} differs")
+
+
+def newest_step(run: Path) -> int:
+    return newest_good(run / "checkpoints")[0].step if saved_checkpoints(run / "checkpoints") else 0
+
+
+def life(launch: Launch, delay: float, before: int, counts: Counts, name: str) -> bool:
+    """One start, killed after `delay` seconds; whether the run came to its end before."""
+    end = time.monotonic() + delay
+    while time.monotonic() < end and any(process.exitcode is None for process in launch.processes):
+        time.sleep(0.005)
+    for process in launch.processes:
+        process.kill()  # no effect on one that has ended
+    statuses = launch.wait()
+    resumed = re.search(r"resumed from .*: step (\d+) of", launch.output())
+    if resumed:
+        counts.resumed += 1
+        if int(resumed[1]) != before:
+            counts.faults.append(f"{name}: went on at step {resumed[1]}, the newest checkpoint was of step {before}")
+    if all(status == 0 for status in statuses):
+        return True
+    counts.kills += 1
+    # With two ranks the second may find the first dead before its own kill arrives.
+    if -9 not in statuses or any(status not in (-9, 0, 1) for status in statuses):
+        counts.faults.append(f"{name}: ended by itself with {statuses}: {launch.output()[-1500:]}")
+    return False
+
+
+def torture_kills(folder: Path, data: Path, *, kills: int, ranks: int, seed: int) -> Counts:
+    """Runs that are killed again and again, until `kills` kills are reached and the last run has ended."""
+    counts, rng = Counts(), random.Random(seed)
+    began = time.monotonic()
+    expected = undisturbed(folder / f"undisturbed-{ranks}", data, ranks)
+    longest = LONGEST_LIFE * (time.monotonic() - began)
+    while counts.kills < kills:
+        place = folder / f"killed-{ranks}-{counts.runs}"
+        for number in range(LIVES_AT_MOST):
+            name = f"{place.name}, start {number + 1}"
+            before = newest_step(place / RUN)
+            launch = Launch(place, (*SMALL, *COURSE, f"data_paths=[{data}]"), ranks=ranks)
+            delay = rng.uniform(0, longest) if counts.kills < kills else 300.0
+            if life(launch, delay, before, counts, name):
+                break
+        else:
+            counts.faults.append(f"{place.name}: not at its end after {LIVES_AT_MOST} starts")
+        counts.runs += 1
+        compare(place / RUN, expected, counts, place.name)
+        shutil.rmtree(place)
+    return counts
+
+
+def damage(checkpoint: Path, kind: str, rng: random.Random) -> str:
+    """Damage one file of a checkpoint; says which and where."""
+    path = rng.choice(sorted(checkpoint.iterdir()))
+    content = bytearray(path.read_bytes())
+    place = rng.randrange(len(content))
+    if kind == "deleted":
+        path.unlink()
+        return f"{path.name} deleted"
+    if kind == "flipped bit":
+        content[place] ^= 1 << rng.randrange(8)
+    else:
+        content = content[: place if kind == "truncated" else 0]
+    path.write_bytes(content)
+    return f"{path.name} {kind} at byte {place}"
+
+
+def torture_damages(folder: Path, data: Path, *, damages: int, seed: int, resumes: int) -> Counts:
+    """Damaged copies of a run's checkpoints; `resumes` of them are resumed to their end."""
+    counts, rng = Counts(), random.Random(seed)
+    expected = undisturbed(folder / "whole", data, 1)
+    paths = [path for _, path in saved_checkpoints(expected / "checkpoints")]
+    for number in range(damages):
+        place = folder / "damaged"
+        shutil.copytree(folder / "whole", place, symlinks=True)
+        newest = place / RUN / "checkpoints" / paths[-1].name
+        what = damage(newest, KINDS[number % len(KINDS)], rng)
+        counts.damages += 1
+        try:
+            verified_checkpoint(newest)
+            counts.faults.append(f"{what}: not noticed")
+        except CheckpointError:
+            counts.noticed += 1
+        taken = open_checkpoint(place / RUN).path
+        if taken.name == paths[-2].name:
+            counts.fallbacks += 1
+        else:
+            counts.faults.append(f"{what}: {taken.name} taken instead of {paths[-2].name}")
+        if number < resumes:
+            undisturbed(place, data, 1)
+            compare(place / RUN, expected, counts, what)
+        shutil.rmtree(place)
+    return counts
+
+
+def main() -> None:
+    """Run both and print the counts; status 1 where anything went wrong."""
+    parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
+    parser.add_argument("--kills", type=int, default=200, help="a quarter of them on 2 ranks")
+    parser.add_argument("--damages", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    faults = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        data = folder / "data"
+        build_dataset(data, ["training", "evaluation"], test_set_name="evaluation", num_aug=2, seed=0, max_side=6)
+        on_two = arguments.kills // 4
+        for ranks, kills in ((1, arguments.kills - on_two), (2, on_two)):
+            began = time.monotonic()
+            found = torture_kills(folder, data, kills=kills, ranks=ranks, seed=arguments.seed)
+            sys.stdout.write(
+                f"{ranks} rank(s): {found.kills} kills in {found.runs} runs of {STEPS} steps, {found.resumed} resumed "
+                f"starts, {len(found.faults)} faults, {time.monotonic() - began:.0f} s\n"
+            )
+            sys.stdout.flush()
+            faults += found.faults
+        began = time.monotonic()
+        found = torture_damages(folder, data, damages=arguments.damages, seed=arguments.seed, resumes=4)
+        sys.stdout.write(
+            f"{found.damages} damaged checkpoints: {found.noticed} noticed, {found.fallbacks} fallbacks, "
+            f"{len(found.faults)} faults, {time.monotonic() - began:.0f} s\n"
+        )
+        faults += found.faults
+    for fault in faults:
+        sys.stdout.write(f"FAULT {fault}\n")
+    sys.exit(1 if faults else 0)
+
+
+if __name__ == "__main__":
+    main()

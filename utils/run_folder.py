@@ -1,0 +1,127 @@
+"""The run folder: where it is, who may write it, and how one goes on."""
+
+import fcntl
+import json
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from config.schema import ConfigError, TrainConfig, dump_config
+from utils import checkpoint_folder
+from utils.checkpoint import write_folder_file
+
+log = logging.getLogger(__name__)
+RUNS = Path("runs")
+LOCK_FILE = "run.lock"
+METRICS_FILE = "metrics.jsonl"
+LINES_BY_STEP = (METRICS_FILE, "act_steps.jsonl")
+_locks: dict[Path, TextIO] = {}  # a process has a lock as long as the file is open
+
+
+def run_folder(config: TrainConfig) -> Path:
+    """`runs/<project_name>/<run_name>`."""
+    arch = config.arch
+    system = arch.name.split("@")[0].rsplit(".", 1)[-1] + (
+        f"-fct{arch.num_act_steps}" if arch.halting == "fixed" else ""
+    )
+    default = f"{system}-{arch.encoder_name}-seed{config.seed}"
+    return RUNS / config.project_name / (config.run_name or default)
+
+
+def create_run_folder(config: TrainConfig) -> Path:
+    """An empty run folder with the run's `config.yaml`; an earlier run of that name is moved aside, never mixed in."""
+    folder = run_folder(config)
+    if folder.exists() and any(folder.iterdir()):
+        number = 1
+        while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+            number += 1
+        folder.rename(aside)
+        log.warning("%s existed and was moved to %s", folder, aside)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(folder, config)
+    return folder
+
+
+def write_config(folder: Path, config: TrainConfig) -> None:
+    """`config.yaml`, in one move."""
+    write_folder_file(folder / "config.yaml", yaml.safe_dump(dump_config(config), sort_keys=False))
+
+
+def lock_folder(folder: Path) -> None:
+    """Keep other processes from writing a run folder until this one ends, however it ends.
+
+    Raises:
+        ConfigError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    unlock_folder(folder)
+    file = (folder / LOCK_FILE).open("a+", encoding="utf-8")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a record lock: worker processes do not inherit it
+    except (BlockingIOError, PermissionError) as error:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise ConfigError(f"{folder}: {owner} is still writing this run; stop it, or use another +run_name") from error
+    except OSError as error:
+        log.warning("%s cannot be locked (%s): see to it that no second process writes it", folder, error)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    _locks[folder.resolve()] = file
+
+
+def unlock_folder(folder: Path) -> None:
+    """Let others write the folder again, where this process has it."""
+    file = _locks.pop(folder.resolve(), None)
+    if file is not None:
+        file.close()
+
+
+def keep_lines(source: Path, last_step: int, target: Path | None = None) -> None:
+    """Write the lines of a log of JSON objects up to a step into `target` (None: back into the file), in one move.
+
+    A line that cannot be read, such as the last one of a process that was killed, is left out and named.
+    """
+    if not source.exists():
+        return
+    kept = []
+    for number, line in enumerate(source.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        try:
+            step = int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            log.warning("%s: line %d is torn and is left out", source, number)
+            continue
+        if step <= last_step:
+            kept.append(line + "\n")
+    write_folder_file(target or source, "".join(kept))
+
+
+def continue_run_folder(config: TrainConfig, step: int) -> Path:
+    """The run's own folder, put back to where it was at a step."""
+    folder = run_folder(config)
+    checkpoint_folder.set_aside(folder / "checkpoints", step)
+    for name in LINES_BY_STEP:
+        keep_lines(folder / name, step)
+    write_config(folder, config)
+    return folder
+
+
+def copy_logs(source: Path, folder: Path, step: int) -> None:
+    """The lines of another run's logs up to a step."""
+    for name in LINES_BY_STEP:
+        keep_lines(source / name, step, folder / name)
+
+
+def last_values(folder: Path) -> dict[str, float]:
+    """The last value of every metric that was logged."""
+    values: dict[str, Any] = {}
+    path = folder / METRICS_FILE
+    for line in path.read_text().splitlines() if path.exists() else ():
+        values |= json.loads(line)
+    values.pop("step", None)
+    return values

@@ -1,0 +1,80 @@
+"""What a training run logs of its steps, the page of its predictions, and the table that ends it."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
+from utils import distributed
+from utils.diagnostics import encoder_health
+from utils.report import predictions_page, shown_queries
+from utils.trainer import Trainer
+
+SHOWN_QUERIES = 16
+
+
+def step_metrics(
+    trainer: Trainer, sums: dict[str, Tensor], outputs: dict[str, Tensor], base_lr: float
+) -> dict[str, float]:
+    """Learning rates, gradient norms and encoder health of the last step, over the samples of all ranks."""
+    ranks = trainer.ranks
+    tensors = {key: value for key, value in sums.items() if key.startswith("grad/")}
+    if trainer.model.reads_demonstrations and trainer.carry is not None:
+        context = distributed.gather_rows(outputs["context"], ranks)
+        groups = distributed.gather_rows(trainer.carry.current_data["puzzle_groups"], ranks)
+        tensors |= {f"train/{key}": value for key, value in encoder_health(context, groups).items()}
+    for key in sorted(key for key in outputs if key.startswith("encoder_carry_")):
+        tensors[f"train/{key}"] = distributed.gather_rows(outputs[key], ranks).mean()
+    values = torch.stack([t.double() for t in tensors.values()]).tolist() if tensors else []
+    metrics = dict(zip(tensors, values, strict=True))
+    rates = {group["name"]: group["lr"] for group in trainer.optimizer.param_groups}
+    metrics["train/lr"] = base_lr
+    if trainer.model.reads_demonstrations:
+        metrics["train/encoder_lr"] = rates.get("encoder", 0.0)
+        encoder, inner = metrics.get("grad/encoder_norm", 0.0), metrics.get("grad/inner_norm", 0.0)
+        metrics["grad/encoder_share"] = encoder / (encoder + inner) if encoder + inner > 0 else 0.0
+    return metrics
+
+
+def prediction_html(trainer: Trainer) -> str:
+    """The page of the first training and held-out queries."""
+    config = trainer.config
+    train_queries = FewshotEvalDataset(
+        trainer.train_data.store,
+        batch_size=config.eval_batch_size,
+        split="train",
+        max_demos=config.max_demos,
+        max_groups=config.max_train_groups,
+        max_augmentations=1,
+    )
+    device = trainer.ranks.device
+    sections = {
+        "Training puzzles": shown_queries(trainer.model, train_queries, SHOWN_QUERIES, device),
+        "Held-out puzzles": shown_queries(trainer.model, trainer.eval_data, SHOWN_QUERIES, device),
+    }
+    return predictions_page(f"Predictions after step {trainer.step}", sections)
+
+
+def summary(metrics: dict[str, float], folder: Path) -> str:
+    """The table that ends a run."""
+    num_puzzles = int(metrics.get("ARC/num_puzzles", 0))
+
+    def shown(key: str, form: str, scale: float = 1.0) -> str:
+        return form.format(scale * metrics[key]) if key in metrics else "-"
+
+    rows = [
+        ("train token accuracy", shown("train/accuracy", "{:.1f} %", 100)),
+        ("train exact match", shown("train/exact_accuracy", "{:.1f} %", 100)),
+        ("mean ACT steps", shown("train/steps", "{:.2f}")),
+        ("held-out token accuracy", shown("eval/accuracy", "{:.1f} %", 100)),
+    ]
+    for k in (1, 2):
+        for name in (f"pass@{k}", f"contaminated_pass@{k}"):
+            if f"ARC/{name}" in metrics:
+                solved, low, high = (metrics[f"ARC/{name}_{part}"] for part in ("solved", "low", "high"))
+                interval = f"{solved:g}/{num_puzzles}, 95 %: {100 * low:.1f}-{100 * high:.1f} %"
+                rows.append((f"held-out {name}", f"{100 * metrics[f'ARC/{name}']:.1f} % ({interval})"))
+    rows.append(("run folder", str(folder)))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
