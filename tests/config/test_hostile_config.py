@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from config import schema
 from config.schema import MAX_INT, MAX_OVERRIDE_CHARS, ConfigError, dump_config, load_config, validate_config
-from utils.run_logger import create_run_folder, run_folder
+from utils.run_folder import create_run_folder, run_folder
 from utils.train_loop import main
 
 NAME = "cfg_pretrain_etrm_arc_agi_1"

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from utils.checkpoint import Checkpoint, CheckpointError, CheckpointWriter, TrainedOn, open_checkpoint
+from utils.checkpoint import Checkpoint, CheckpointError, TrainedOn, open_checkpoint
+from utils.checkpoint_writer import CheckpointWriter
 
 READERS: dict[str, Callable[[Checkpoint], Any]] = {
     "optim.pt": lambda checkpoint: checkpoint.optimizer_state(),
@@ -31,7 +32,7 @@ def written(folder: Path, contents: dict[str, Any]) -> Checkpoint:
     """A checkpoint of these contents, with an honest manifest."""
     writer = CheckpointWriter(folder, 1)
     writer.save_rank(0, contents["rank_0.pt"])
-    return open_checkpoint(writer.save_shared(nn.Linear(1, 1), None, contents["optim.pt"], {}, TrainedOn()))
+    return open_checkpoint(writer.save_shared(nn.Linear(1, 1), None, contents["optim.pt"], {}, TrainedOn(), {}))
 
 
 @pytest.mark.parametrize("file", READERS)
