@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import Ratio, in_turn, matrix_product_rate, peak_megabytes, seconds
+from benchmarks.measure import Peaks, Ratio, in_turn, matrix_product_rate, seconds
 from benchmarks.systems import SYSTEMS, System
 from dataset.build_arc_dataset import build_dataset
 from dataset.store import PuzzleStore, load_store
@@ -49,7 +49,10 @@ def training(store: PuzzleStore, rounds: int) -> tuple[str, dict[str, System]]:
             "fastest": System(name, store, dtype="bfloat16", compiled=True),
             "padded": System(name, store, padded=True),
         }
-        timed = in_turn({form: system.train_step for form, system in forms.items()}, rounds, cold=["padded"])
+        peaks = Peaks()
+        steps = {form: system.train_step for form, system in forms.items()}
+        steps |= {form: peaks.watched(form, steps[form]) for form in ("float32", "padded")}
+        timed = in_turn(steps, rounds, cold=["padded"])
         fastest[name] = forms["fastest"]
         packed = forms["float32"]
         rates = [
@@ -57,7 +60,7 @@ def training(store: PuzzleStore, rounds: int) -> tuple[str, dict[str, System]]:
             forms["fastest"].training_flops() / timed.best("fastest"),
         ]
         products = [product_rate(packed), product_rate(forms["fastest"])]
-        memory = [peak_megabytes(forms[form].train_step) for form in ("float32", "padded")]
+        memory = [peaks.megabytes[form] for form in ("float32", "padded")]
         rows.append(
             (
                 name,

@@ -60,13 +60,23 @@ def in_turn(variants: Mapping[str, Callable[[], object]], rounds: int, *, cold: 
     return Rounds(times)
 
 
-def peak_megabytes(function: Callable[[], object]) -> float:
-    """How far the resident memory of this process rises above its level while `function` runs (Linux)."""
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to the present level
-    before = _status("VmRSS")
-    function()
-    return (_status("VmHWM") - before) / 1024
+class Peaks:
+    """How far the resident memory of this process rises above its level while a function runs (Linux)."""
+
+    def __init__(self) -> None:
+        self.megabytes: dict[str, float] = {}
+
+    def watched(self, name: str, function: Callable[[], object]) -> Callable[[], object]:
+        """The function, with its peak noted at each call."""
+
+        def call() -> None:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")  # sets the peak to the present level
+            before = _status("VmRSS")
+            function()
+            self.megabytes[name] = (_status("VmHWM") - before) / 1024
+
+        return call
 
 
 def _status(key: str) -> int:
