@@ -23,10 +23,11 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from config.schema import ConfigError, TrainConfig, TrmArch, config_names, dump_config, load_config
+from config.schema import ConfigError, HybridArch, TrainConfig, TrmArch, config_names, dump_config, load_config
 from dataset.fewshot_puzzle_dataset import Batch, FewshotEvalDataset, FewshotTrainDataset, iterate
 from dataset.puzzle_dataset import PuzzleTrainDataset
-from dataset.store import DatasetError, PuzzleStore, load_stores
+from dataset.store import DatasetError, PuzzleStore, Split, load_stores
+from dataset.text_tasks import TextTrainDataset
 from models import create_model
 from models.act import EXPLORATION_KEY, exploration_draws
 from models.ema import EMA
@@ -54,6 +55,7 @@ from utils.optim import (
 from utils.published import load_pretrained_decoder
 from utils.report import predictions_page, shown_queries
 from utils.run_logger import RunLogger, create_run_folder, run_folder
+from utils.task_latents import attach_latents
 
 log = logging.getLogger(__name__)
 SHOWN_QUERIES = 16
@@ -72,6 +74,7 @@ class Trainer:
     ranks: Ranks
     train_data: FewshotTrainDataset
     eval_data: FewshotEvalDataset
+    train_queries: FewshotEvalDataset
     head: ACTLossHead
     optimizer: torch.optim.Optimizer
     puzzle_optimizer: PuzzleEmbeddingSGD
@@ -225,7 +228,31 @@ def create_train_data(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> 
         return PuzzleTrainDataset(
             store, held_out_demonstrations=held_out, max_held_out_groups=config.max_eval_groups, **options
         )
-    return FewshotTrainDataset(store, query_sampling=config.query_sampling, **options)
+    options["query_sampling"] = config.query_sampling
+    if isinstance(config.arch, HybridArch):
+        tasks = {"text_augmentations": config.arch.text_augmentations, "curriculum": config.arch.curriculum}
+        return TextTrainDataset(store, **tasks, **options)
+    return FewshotTrainDataset(store, **options)
+
+
+def create_eval_data(
+    config: TrainConfig, store: PuzzleStore, ranks: Ranks, split: Split, max_augmentations: int | None
+) -> FewshotEvalDataset:
+    """The queries of the puzzles that the config evaluates (split test) or trains on.
+
+    Raises:
+        DatasetError: the data set has fewer puzzles.
+    """
+    return FewshotEvalDataset(
+        store,
+        batch_size=config.eval_batch_size,
+        split=split,
+        max_groups=config.max_eval_groups if split == "test" else config.max_train_groups,
+        max_augmentations=max_augmentations,
+        max_demos=config.max_demos,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
 
 
 def create_trainer(config: TrainConfig, ranks: Ranks) -> Trainer:
@@ -233,18 +260,13 @@ def create_trainer(config: TrainConfig, ranks: Ranks) -> Trainer:
 
     Raises:
         DatasetError, CheckpointError: a file that the run needs is missing or does not fit. Nothing is written then.
+        ConfigError: the language model of a TRM hybrid cannot be used.
     """
     store = load_stores(config.data_paths)
     train_data = create_train_data(config, store, ranks)
-    eval_data = FewshotEvalDataset(
-        store,
-        batch_size=config.eval_batch_size,
-        max_groups=config.max_eval_groups,
-        max_augmentations=config.max_eval_augmentations,
-        max_demos=config.max_demos,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-    )
+    eval_data = create_eval_data(config, store, ranks, "test", config.max_eval_augmentations)
+    train_queries = create_eval_data(config, store, ranks, "train", 1)
+    config = attach_latents(config, (train_data, eval_data, train_queries), ranks)
     torch.manual_seed(config.seed)
     model = create_model(config.arch, store.metadata).to(ranks.device)
     torch.manual_seed(config.seed + RANK_SEED_STRIDE * ranks.rank)  # a variational encoder's noise differs by rank
@@ -268,6 +290,7 @@ def create_trainer(config: TrainConfig, ranks: Ranks) -> Trainer:
         ranks=ranks,
         train_data=train_data,
         eval_data=eval_data,
+        train_queries=train_queries,
         head=create_loss_head(config.arch, model),
         optimizer=optimizer,
         puzzle_optimizer=PuzzleEmbeddingSGD(model, config.puzzle_emb_weight_decay, ranks),
@@ -421,18 +444,9 @@ def evaluate_and_save(trainer: Trainer, number: int, epoch: int, is_last: bool) 
 
 def prediction_html(trainer: Trainer) -> str:
     """The page of the first training and held-out queries."""
-    config = trainer.config
-    train_queries = FewshotEvalDataset(
-        trainer.train_data.store,
-        batch_size=config.eval_batch_size,
-        split="train",
-        max_demos=config.max_demos,
-        max_groups=config.max_train_groups,
-        max_augmentations=1,
-    )
     device = trainer.ranks.device
     sections = {
-        "Training puzzles": shown_queries(trainer.model, train_queries, SHOWN_QUERIES, device),
+        "Training puzzles": shown_queries(trainer.model, trainer.train_queries, SHOWN_QUERIES, device),
         "Held-out puzzles": shown_queries(trainer.model, trainer.eval_data, SHOWN_QUERIES, device),
     }
     return predictions_page(f"Predictions after step {trainer.step}", sections)
@@ -450,6 +464,7 @@ def summary(metrics: dict[str, float], folder: Path) -> str:
         ("train exact match", shown("train/exact_accuracy", "{:.1f} %", 100)),
         ("mean ACT steps", shown("train/steps", "{:.2f}")),
         ("held-out token accuracy", shown("eval/accuracy", "{:.1f} %", 100)),
+        ("held-out (validation) exact match", shown("eval/exact_accuracy", "{:.1f} %", 100)),
     ]
     for k in (1, 2):
         for name in (f"pass@{k}", f"contaminated_pass@{k}"):
