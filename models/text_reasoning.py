@@ -37,7 +37,7 @@ class TextModelError(ConfigError):
 
 @dataclass(frozen=True)
 class TextLatents:
-    """z_init, and the hidden states that it was pooled from, in the model's dtype."""
+    """z_init (float32), and the hidden states that it was pooled from (in the model's dtype)."""
 
     z_init: Float[Tensor, "batch text_hidden"]
     states: Float[Tensor, "batch tokens text_hidden"]
@@ -248,7 +248,7 @@ class TextReasoningModule(nn.Module):
         outputs = self.model(input_ids=ids.long(), attention_mask=mask.long(), output_hidden_states=True)
         states = outputs.hidden_states[self.layer]
         if self.pooling == "last":
-            return TextLatents(states[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1], states)
+            return TextLatents(states[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1].float(), states)
         weights = mask.unsqueeze(-1).float()
         return TextLatents((states.float() * weights).sum(1) / weights.sum(1), states)
 

@@ -128,10 +128,13 @@ class HybridTRM_Inner(RecursiveDecoder):
     ) -> Float[Tensor, "batch 900 hidden"] | Float[Tensor, "n hidden"]:
         """√hidden · token embedding + projected z_init, at every position (of `packing`: at its rows alone)."""
         scale = self.config.hidden_size**0.5
-        z = self.z_projection(rms_norm(z_init.float()).to(self.dtype))
+        z = self.z_projection(self._unit_rms(z_init))
         if packing is None:
             return scale * self.embed_tokens(problem_grid.int(), self.dtype) + z[:, None]
         return scale * self.embed_tokens(packing.gather(problem_grid.int()), self.dtype) + z[packing.sequence]
+
+    def _unit_rms(self, states: Tensor) -> Tensor:
+        return rms_norm(states.to(torch.promote_types(states.dtype, torch.float32))).to(self.dtype)
 
     def _memory_reader(
         self, memory: Tensor | None, memory_mask: Tensor | None, packing: Packing
@@ -143,7 +146,7 @@ class HybridTRM_Inner(RecursiveDecoder):
             raise ValueError("conditioning=cross_attention needs memory and memory_mask: the text's hidden states")
         sample = packing.sequence[packing.cu_seqlens[:-1].long()]  # packed sequences stand in another order
         mask = memory_mask[sample]
-        tokens = self.memory_projection(rms_norm(memory[sample][mask].float()).to(self.dtype))
+        tokens = self.memory_projection(self._unit_rms(memory[sample][mask]))
         ends = mask.sum(1).cumsum(0).to(torch.int32)
         cu_k = torch.cat([ends.new_zeros(1), ends])
         return lambda z: self.memory_block(
