@@ -1,4 +1,4 @@
-"""What the latent cache saves: a training step of the TRM hybrid with cached latents, and with the language model in it.
+"""What the latent cache saves: a training step of the TRM hybrid with cached latents, and with the language model.
 
 python -m benchmarks.hybrid_cache [--rounds 5] [key=value ...]
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from config.schema import EMBEDDED_TEXT_MODEL, ConfigError
@@ -225,9 +226,14 @@ class TextReasoningModule(nn.Module):
         library = transformers()
         try:
             library.utils.logging.disable_progress_bar()
-            model = library.AutoModel.from_pretrained(source.folder, local_files_only=True, dtype=DTYPES[dtype])
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            model, loading = library.AutoModel.from_pretrained(
+                source.folder, local_files_only=True, dtype=DTYPES[dtype], output_loading_info=True
+            )
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             raise TextModelError(f"{source.folder}: the model cannot be loaded: {_line(error)}") from error
+        missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name)  # nothing reads a pooler
+        if missing:
+            raise TextModelError(f"{source.folder}: {len(missing)} weights are missing, {missing[0]} among them")
         self.model, self.pooling = model.to(device), pooling
         depth = model.config.get_text_config().num_hidden_layers
         self.layer = absolute_layer(layer, depth)
