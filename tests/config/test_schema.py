@@ -206,7 +206,7 @@ HYBRIDS = [name for name in config_names() if "trm_hybrid" in name]
 @pytest.mark.parametrize("name", HYBRIDS)
 @pytest.mark.parametrize("short", SHORTHANDS)
 def test_each_override_of_the_hybrid_sets_its_key_and_nothing_else(name: str, short: str) -> None:
-    value = "some/model" if short == "text_model" else "64"
+    value = "some/model" if short == "text_model" else "48"
     plain, changed = (dump_config(load_config(name, overrides)) for overrides in ([], [f"{short}={value}"]))
     assert dump_config(load_config(name, [f"{SHORTHANDS[short]}={value}"])) == changed != plain
 
