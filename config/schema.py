@@ -20,12 +20,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from config.shorthands import explained, set_twice, without_shorthands
 from dataset.grids import SEQ_LEN
 
 log = logging.getLogger(__name__)
 CONFIG_DIR = Path(__file__).parent
 MAX_OVERRIDE_CHARS = 4000  # a path has at most 4096
 MAX_INT = 2**63 - 1  # of a tensor's element
+EMBEDDED_TEXT_MODEL = "embedded"  # the small model that the extra [llm] brings along
 
 
 def _refuse_bool(value: Any) -> Any:
@@ -60,10 +62,18 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
 
-class LossConfig(_Section):
-    name: Literal["losses@ACTLossHead"]
+class _LossTerms(_Section):
     loss_type: Literal["stablemax_cross_entropy", "softmax_cross_entropy"]
     kl_weight: NonNegativeFloat
+
+
+class LossConfig(_LossTerms):
+    name: Literal["losses@ACTLossHead"]
+
+
+class CropLossConfig(_LossTerms):
+    name: Literal["losses@CropLossHead"]
+    include_eos: bool
 
 
 class ArchConfig(_Section):
@@ -222,7 +232,50 @@ class EtrmtrmArch(EncoderArch):
         return unused
 
 
-AnyArch = TrmArch | EtrmArch | EtrmtrmArch
+def _bool_as_word(value: Any) -> Any:
+    return "true" if value is True else value
+
+
+class HybridArch(ArchConfig):
+    """TRM hybrid: a frozen language model reads the task as text."""
+
+    name: Literal["recursive_reasoning.trm_hybrid@HybridTRMModel"]
+    loss: CropLossConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    puzzle_emb_len: Literal[0]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    text_model: Annotated[str, Field(min_length=1)]
+    revision: str | None
+    local_files_only: bool
+    text_dtype: Literal["float32", "bfloat16", "float16"]
+    text_device: Literal["auto", "cpu", "cuda"]
+    layer: Annotated[int, Number]
+    pooling: Literal["last", "mean"]
+    text_hidden_size: Positive | None
+
+    chat_template: Literal["auto", "required", "none"]
+    max_text_tokens: Positive | None
+    demo_overflow: Literal["truncate", "error"]
+    text_augmentations: Positive
+    text_cache: Annotated[str, Field(min_length=1)]
+    text_batch_size: Positive
+
+    conditioning: Literal["z_init", "cross_attention"]
+    latents: Annotated[Literal["true", "shuffled", "zero"], BeforeValidator(_bool_as_word)]
+    curriculum: Literal["none", "grid_size"]
+
+    @property
+    def encoder_name(self) -> str:
+        return self.conditioning if self.latents == "true" else f"{self.conditioning}-{self.latents}"
+
+    def unused_keys(self) -> dict[str, str]:
+        unused = super().unused_keys()
+        if self.text_model == EMBEDDED_TEXT_MODEL:
+            unused |= dict.fromkeys(("revision", "local_files_only"), "the embedded model is never looked for on a hub")
+        return unused
+
+
+DEFAULT_PROJECTS = {"recursive_reasoning.trm_hybrid@HybridTRMModel": "arc-trm-hybrid"}
+AnyArch = TrmArch | EtrmArch | EtrmtrmArch | HybridArch
 
 
 class EvaluatorConfig(_Section):
@@ -286,6 +339,14 @@ class TrainConfig(_Section):
     project_name: PathPart = "etrm-arc"
     run_name: PathPart | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _project_of_the_arch(cls, values: Any) -> Any:
+        arch = values.get("arch") if isinstance(values, dict) else None
+        if isinstance(arch, dict) and arch.get("name") in DEFAULT_PROJECTS:
+            return {"project_name": DEFAULT_PROJECTS[arch["name"]], **values}
+        return values
+
     @field_validator("project_name", "run_name")
     @classmethod
     def _stays_in_its_folder(cls, value: str | None) -> str | None:
@@ -317,6 +378,11 @@ class TrainConfig(_Section):
                 "train_on_held_out_demonstrations=true is for TRM: the other systems are measured on puzzles of which "
                 "they have seen nothing"
             )
+        if isinstance(self.arch, HybridArch) and (self.freeze_decoder_steps or self.load_pretrained_decoder):
+            raise ValueError(
+                "freeze_decoder_steps and load_pretrained_decoder are not for the TRM hybrid: its decoder is all that "
+                "trains, and has no context slots as the others have"
+            )
         return self
 
     def unused_keys(self) -> dict[str, str]:
@@ -329,6 +395,9 @@ class TrainConfig(_Section):
             unused["query_sampling"] = "TRM trains on every pair of a puzzle"
         else:
             unused |= dict.fromkeys(("puzzle_emb_lr", "puzzle_emb_weight_decay"), "only TRM embeds puzzles")
+        if isinstance(self.arch, HybridArch):
+            why = "the TRM hybrid's language model is frozen, and nothing else encodes"
+            unused |= dict.fromkeys(("encoder_lr_scale", "freeze_encoder"), why)
         if self.freeze_encoder:
             unused["encoder_lr_scale"] = "freeze_encoder=true trains nothing in the encoder"
         if self.on_nonfinite == "stop":
@@ -467,6 +536,7 @@ def load_config(config_name: str, overrides: Sequence[str] = ()) -> TrainConfig:
             unresolved = compose(name, overrides=list(overrides))
         _refuse_resolvers(OmegaConf.to_container(unresolved))
         composed = OmegaConf.to_container(unresolved, resolve=True)
+        composed = without_shorthands(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain_hydra(error, overrides)) from error
     except RecursionError as error:
@@ -474,7 +544,9 @@ def load_config(config_name: str, overrides: Sequence[str] = ()) -> TrainConfig:
     try:
         config = validate_config(composed)
     except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from error
+        raise ConfigError(explained(f"{name}: {error}", keys)) from error
+    if fault := set_twice(keys):
+        raise ConfigError(fault)
     unused = config.unused_keys()
     for key in keys:
         if key in unused and key in SHARED_BY_HALTINGS and config.arch.halting == "fixed":

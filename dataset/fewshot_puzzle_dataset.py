@@ -13,7 +13,7 @@ any worker, and the union over ranks is what one rank would read.
 import signal
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -34,6 +34,12 @@ from dataset.store import DatasetError, PuzzleStore, Split
 
 Batch = dict[str, Tensor]
 QuerySampling = Literal["test", "leave_one_out"]
+
+
+class Conditions(Protocol):
+    """What else the samples of a data set bring along, by their numbers in its table of queries or tasks."""
+
+    def of(self, samples: Int64[np.ndarray, " batch"]) -> Batch: ...
 
 
 def select_puzzles(store: PuzzleStore, split: Split, max_groups: int | None, key: str) -> Int64[np.ndarray, " n"]:
@@ -133,6 +139,8 @@ class FewshotTrainDataset(Dataset[Batch]):
         DatasetError: no puzzles, too few samples for one batch, or a puzzle that cannot give a query.
     """
 
+    conditions: Conditions | None = None
+
     def __init__(
         self,
         store: PuzzleStore,
@@ -210,7 +218,8 @@ class FewshotTrainDataset(Dataset[Batch]):
         draws = 3 + self.pairs.index.shape[1] + 2 * (self.max_demos + 1)
         return rng.permutation(len(self.puzzles)), rng.random((len(self.puzzles), draws))
 
-    def __getitem__(self, number: int) -> Batch:
+    def _draws(self, number: int) -> tuple[Int64[np.ndarray, " batch"], Float64[np.ndarray, "batch draws"]]:
+        """The puzzles of a batch (rows of `puzzles`), and a row of uniform numbers for each."""
         if not 0 <= number < len(self):
             raise IndexError(f"batch {number} of {len(self)}")
         epochs, positions = np.divmod(number * self.global_batch_size + self.slots, len(self.puzzles))
@@ -219,7 +228,10 @@ class FewshotTrainDataset(Dataset[Batch]):
             order, table = self._epoch_table(int(epoch))
             rows.append(order[positions[epochs == epoch]])
             draws.append(table[rows[-1]])
-        row, uniform = np.concatenate(rows), np.concatenate(draws)
+        return np.concatenate(rows), np.concatenate(draws)
+
+    def __getitem__(self, number: int) -> Batch:
+        row, uniform = self._draws(number)
         puzzles = self.puzzles[row]
 
         first, last = self.store.puzzle_augmentations[puzzles], self.store.puzzle_augmentations[puzzles + 1]
@@ -257,8 +269,10 @@ class FewshotEvalDataset(Dataset[Batch]):
 
     A batch also has `query_indices` (B) int32, rows of the tables `query_puzzle`, `query_pair`,
     `query_augmentation`. Without augmentation limit a puzzle's whole table is read; its first row is the puzzle as
-    it is.
+    it is. `conditions`, where they are set, add keys to each batch.
     """
+
+    conditions: Conditions | None = None
 
     def __init__(
         self,
@@ -301,22 +315,25 @@ class FewshotEvalDataset(Dataset[Batch]):
 
     def queries(self, indices: Int64[np.ndarray, " batch"]) -> Batch:
         """The batch of the given rows of the query tables."""
+        batch = assemble(
+            self.store,
+            self.query_puzzle[indices],
+            self.query_augmentation[indices],
+            self.demo_pairs(indices),
+            self.query_pair[indices],
+        )
+        batch["query_indices"] = torch.from_numpy(indices.astype(np.int32))
+        return batch if self.conditions is None else batch | self.conditions.of(indices)
+
+    def demo_pairs(self, indices: Int64[np.ndarray, " batch"]) -> Int64[np.ndarray, "batch demos"]:
+        """The pairs shown with the given queries, in the order of the task; -1 where there are fewer."""
         rows = self.query_row[indices]
         demos = _first_by_key(
             np.tile(np.arange(self.pairs.index.shape[1], dtype=np.float64), (len(rows), 1)),
             self.pairs.is_demo[rows],
             self.max_demos,
         )
-        demo_pairs = np.where(demos >= 0, np.take_along_axis(self.pairs.index[rows], demos, axis=1), -1)
-        batch = assemble(
-            self.store,
-            self.query_puzzle[indices],
-            self.query_augmentation[indices],
-            demo_pairs,
-            self.query_pair[indices],
-        )
-        batch["query_indices"] = torch.from_numpy(indices.astype(np.int32))
-        return batch
+        return np.where(demos >= 0, np.take_along_axis(self.pairs.index[rows], demos, axis=1), -1)
 
 
 def iterate(

@@ -60,6 +60,11 @@ def _numpy(value: TokensLike) -> np.ndarray:
     return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
 
 
+def counted_targets(targets: Int[Tensor, "*shape"], include_eos: bool) -> Bool[Tensor, "*shape"]:
+    """The targets that carry loss: colours (2..11), with `include_eos` also EOS."""
+    return (targets >= (EOS if include_eos else COLOR_OFFSET)) & (targets <= MAX_TOKEN)
+
+
 def compute_loss_with_crop(
     logits: Float[Tensor, "batch 900 vocab"], targets: Int[Tensor, "batch 900"], include_eos: bool = False
 ) -> Float[Tensor, ""]:
@@ -67,8 +72,7 @@ def compute_loss_with_crop(
 
     Zero (still attached to the graph) where there is no such target.
     """
-    lowest = EOS if include_eos else COLOR_OFFSET
-    counted = (targets >= lowest) & (targets <= MAX_TOKEN)
+    counted = counted_targets(targets, include_eos)
     losses = F.cross_entropy(
         logits.float().flatten(0, 1), targets.long().clamp(0, MAX_TOKEN).flatten(), reduction="none"
     )

@@ -8,12 +8,14 @@ from models.act import RecursiveReasoner
 from models.recursive_reasoning.etrm import TRMWithEncoder
 from models.recursive_reasoning.etrmtrm import TRMWithRecurrentEncoder
 from models.recursive_reasoning.trm import TRM
+from models.recursive_reasoning.trm_hybrid import HybridTRMModel
 
 # Each is built from the `arch` config and the data set's metadata.
 MODELS: dict[str, Callable[[Any, Any], RecursiveReasoner]] = {
     "recursive_reasoning.trm@TRM": lambda config, metadata: TRM(config, metadata.num_puzzle_identifiers),
     "recursive_reasoning.etrm@TRMWithEncoder": lambda config, metadata: TRMWithEncoder(config),
     "recursive_reasoning.etrmtrm@TRMWithRecurrentEncoder": lambda config, metadata: TRMWithRecurrentEncoder(config),
+    "recursive_reasoning.trm_hybrid@HybridTRMModel": lambda config, metadata: HybridTRMModel(config),
 }
 
 

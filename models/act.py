@@ -19,6 +19,7 @@ from models.canvas import full_canvas, task_canvas
 Batch = dict[str, Tensor]
 # Optional key of a batch: (B, 2) uniform numbers that decide on exploration; drawn from torch's generator if absent.
 EXPLORATION_KEY = "exploration_draws"
+DEMONSTRATIONS = ("demo_inputs", "demo_labels", "demo_mask")
 
 
 def exploration_draws(seed: int, step: int, global_batch_size: int, slots: slice) -> Float[Tensor, "slots 2"]:
@@ -64,6 +65,8 @@ class RecursiveReasoner(nn.Module, ABC):
     inner: Any
     # Whether the context comes from the demonstrations, so that puzzles never seen can be asked about.
     reads_demonstrations = True
+    # The keys of a batch that tell the model which puzzle it is: what the shuffled control exchanges.
+    condition_keys: tuple[str, ...] = DEMONSTRATIONS
 
     def __init__(self, config: Any):
         super().__init__()
@@ -97,6 +100,12 @@ class RecursiveReasoner(nn.Module, ABC):
     def advance_context(self, carry: Any, encoding: Any) -> tuple[Any, dict[str, Any], dict[str, Tensor]]:
         """This step's `EncoderOutput` (attached to the graph), the carry's fields that change, and diagnostics."""
 
+    def decode(
+        self, inner_carry: Any, data: Batch, context: Any, active: Bool[Tensor, "batch 900"]
+    ) -> tuple[Any, Tensor, tuple[Tensor, Tensor]]:
+        """One step of the decoder: the new latents, logits (B, 900, vocab), halt and continue logits (B)."""
+        return self.inner(inner_carry, data, context, active)
+
     def active_cells(self, data: Batch, canvas: str | None = None) -> Bool[Tensor, "batch 900"]:
         """The cells that the decoder computes. Labels take part in training only, where they may enlarge the canvas."""
         if (canvas or self.config.canvas) == "full":
@@ -126,7 +135,7 @@ class RecursiveReasoner(nn.Module, ABC):
     ) -> tuple[Any, dict[str, Tensor]]:
         context, changed, diagnostics = self.advance_context(carry, encoding)
         inner_carry = self.inner.reset_carry(carry.halted, carry.inner_carry)
-        inner_carry, logits, (q_halt, q_continue) = self.inner(inner_carry, data, context, active)
+        inner_carry, logits, (q_halt, q_continue) = self.decode(inner_carry, data, context, active)
         with torch.no_grad():
             steps = torch.where(carry.halted, 0, carry.steps) + 1
             if draws is None or self.config.halting == "fixed":

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from dataset.grids import PAD
+from dataset.grids import EOS, PAD
+from evaluators.eos_utils import compute_exact_match, counted_targets
 from models.act import Batch, RecursiveReasoner
 
 Q_HALT_WEIGHT = 0.5
@@ -87,14 +88,15 @@ class ACTLossHead(nn.Module):
         `accuracy` is the share of its valid tokens that are right, `exact_accuracy` and `q_halt_accuracy` are 0 or 1,
         `labelled` says whether it has any valid token.
         """
-        valid = valid_labels(labels)
+        counted = self.counted_labels(labels)
+        valid = valid_labels(counted)
         count = valid.sum(-1)
         labelled = count > 0
         logits = outputs["logits"]
-        lm_loss = self.token_loss(logits, labels).sum(-1) / count.clamp(min=1)
+        lm_loss = self.token_loss(logits, counted).sum(-1) / count.clamp(min=1)
         with torch.no_grad():
             correct = (valid & (logits.argmax(-1) == labels)).sum(-1)
-            exact = labelled & (correct == count)
+            exact = self.exact(logits, labels)
         q_halt = outputs["q_halt_logits"]
         return {
             "lm_loss": lm_loss,
@@ -105,6 +107,17 @@ class ACTLossHead(nn.Module):
             "q_halt_accuracy": ((q_halt > 0) == exact).float(),
             "labelled": labelled.float(),
         }
+
+    def counted_labels(self, labels: Int[Tensor, "batch 900"]) -> Int[Tensor, "batch 900"]:
+        """The labels, PAD where they carry no loss."""
+        return labels
+
+    def exact(
+        self, logits: Float[Tensor, "batch 900 vocab"], labels: Int[Tensor, "batch 900"]
+    ) -> Bool[Tensor, " batch"]:
+        """Which samples are right in every valid token; none without any."""
+        valid = valid_labels(labels)
+        return (~valid | (logits.argmax(-1) == labels)).all(-1) & valid.any(-1)
 
     @staticmethod
     def _sums(terms: dict[str, Tensor], carry: Any, loss: Tensor) -> dict[str, Tensor]:
@@ -122,7 +135,25 @@ class ACTLossHead(nn.Module):
         return sums
 
 
-LOSS_HEADS: dict[str, type[ACTLossHead]] = {"losses@ACTLossHead": ACTLossHead}
+class CropLossHead(ACTLossHead):
+    """The loss of queries that stand untranslated at (0, 0): what counts is the grid that is cropped from the tokens.
+
+    Token loss over the targets that are colours (with `include_eos` also EOS), averaged over those of a sample; a
+    sample is exact when the cropped prediction equals the cropped target. The other terms are `ACTLossHead`'s.
+    """
+
+    def __init__(self, model: RecursiveReasoner, loss_config: Any):
+        super().__init__(model, loss_config)
+        self.include_eos = loss_config.include_eos
+
+    def counted_labels(self, labels: Int[Tensor, "batch 900"]) -> Int[Tensor, "batch 900"]:
+        return torch.where(counted_targets(labels, self.include_eos), labels, PAD)
+
+    def exact(self, logits: Float[Tensor, "batch 900 vocab"], labels: Int[Tensor, "batch 900"]) -> Tensor:
+        return compute_exact_match(logits, labels) & (labels > EOS).any(-1)
+
+
+LOSS_HEADS: dict[str, type[ACTLossHead]] = {"losses@ACTLossHead": ACTLossHead, "losses@CropLossHead": CropLossHead}
 
 
 def create_loss_head(arch: Any, model: RecursiveReasoner) -> ACTLossHead:

@@ -13,6 +13,7 @@ from config.schema import TrainConfig, load_config
 from dataset.build_arc_dataset import build_dataset
 from dataset.fewshot_puzzle_dataset import Batch, FewshotTrainDataset
 from dataset.store import PuzzleStore, load_store
+from tests.tiny_llama import save_tiny_llama
 
 SHRUNK = (
     "arch.hidden_size=32",
@@ -52,6 +53,12 @@ def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def store(dataset_folder: Path) -> PuzzleStore:
     return load_store(dataset_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random two-layer Llama, without chat template."""
+    return save_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
 @pytest.fixture(scope="session")

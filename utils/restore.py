@@ -22,9 +22,9 @@ from utils import distributed
 from utils.checkpoint import Checkpoint, CheckpointError, load_matching, open_checkpoint
 from utils.distributed import Ranks
 from utils.evaluation import Evaluation, evaluate
+from utils.task_latents import attach_latents
 
 log = logging.getLogger(__name__)
-DEMONSTRATIONS = ("demo_inputs", "demo_labels", "demo_mask")
 
 
 class ShuffledConditions(FewshotEvalDataset):
@@ -43,7 +43,7 @@ class ShuffledConditions(FewshotEvalDataset):
 
     def queries(self, indices: Int64[np.ndarray, " batch"]) -> Batch:
         batch, other = super().queries(indices), super().queries(self.donor[indices])
-        return batch | {key: other[key] for key in self.keys}
+        return batch | {key: other[key] for key in self.keys if key in other}
 
 
 def restore_model(
@@ -103,8 +103,10 @@ def evaluate_checkpoint(
         "max_groups": max_groups,
         "max_augmentations": config.max_eval_augmentations if max_augmentations is None else max_augmentations,
     }
-    keys = DEMONSTRATIONS if model.reads_demonstrations else ("puzzle_identifiers",)
-    data = ShuffledConditions(store, keys=keys, **options) if shuffle else FewshotEvalDataset(store, **options)
+    data = FewshotEvalDataset(store, **options)
+    if shuffle:
+        data = ShuffledConditions(store, keys=model.condition_keys, **options)
+    attach_latents(config, [data], ranks)
     head = create_loss_head(config.arch, model)
     seen = checkpoint.trained_on
     return evaluate(head, data, ranks, seen_pairs=seen.pair_hashes, unknown_origin=bool(seen.unknown_origin))

@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from utils import distributed
 from utils.diagnostics import encoder_health
 from utils.report import predictions_page, shown_queries
@@ -39,18 +38,9 @@ def step_metrics(
 
 def prediction_html(trainer: Trainer) -> str:
     """The page of the first training and held-out queries."""
-    config = trainer.config
-    train_queries = FewshotEvalDataset(
-        trainer.train_data.store,
-        batch_size=config.eval_batch_size,
-        split="train",
-        max_demos=config.max_demos,
-        max_groups=config.max_train_groups,
-        max_augmentations=1,
-    )
     device = trainer.ranks.device
     sections = {
-        "Training puzzles": shown_queries(trainer.model, train_queries, SHOWN_QUERIES, device),
+        "Training puzzles": shown_queries(trainer.model, trainer.train_queries, SHOWN_QUERIES, device),
         "Held-out puzzles": shown_queries(trainer.model, trainer.eval_data, SHOWN_QUERIES, device),
     }
     return predictions_page(f"Predictions after step {trainer.step}", sections)
@@ -68,6 +58,7 @@ def summary(metrics: dict[str, float], folder: Path) -> str:
         ("train exact match", shown("train/exact_accuracy", "{:.1f} %", 100)),
         ("mean ACT steps", shown("train/steps", "{:.2f}")),
         ("held-out token accuracy", shown("eval/accuracy", "{:.1f} %", 100)),
+        ("held-out (validation) exact match", shown("eval/exact_accuracy", "{:.1f} %", 100)),
     ]
     for k in (1, 2):
         for name in (f"pass@{k}", f"contaminated_pass@{k}"):

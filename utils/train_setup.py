@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
-from config.schema import TrainConfig, TrmArch, dump_config, with_dtype
+from config.schema import HybridArch, TrainConfig, TrmArch, dump_config, with_dtype
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset, FewshotTrainDataset
 from dataset.puzzle_dataset import PuzzleTrainDataset
-from dataset.store import PuzzleStore, load_stores
+from dataset.store import PuzzleStore, Split, load_stores
+from dataset.text_tasks import TextTrainDataset
 from models import create_model
 from models.ema import EMA
 from models.losses import create_loss_head
@@ -21,6 +22,7 @@ from utils.published import load_pretrained_decoder
 from utils.resume import claim_run_folder, open_run_folder, restore
 from utils.run_logger import RunLogger
 from utils.signals import StopRequest
+from utils.task_latents import attach_latents
 from utils.trainer import Trainer
 
 RANK_SEED_STRIDE = 1_000_003
@@ -67,11 +69,17 @@ def create_train_data(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> 
         return PuzzleTrainDataset(
             store, held_out_demonstrations=held_out, max_held_out_groups=config.max_eval_groups, **options
         )
-    return FewshotTrainDataset(store, query_sampling=config.query_sampling, **options)
+    options["query_sampling"] = config.query_sampling
+    if isinstance(config.arch, HybridArch):
+        tasks = {"text_augmentations": config.arch.text_augmentations, "curriculum": config.arch.curriculum}
+        return TextTrainDataset(store, **tasks, **options)
+    return FewshotTrainDataset(store, **options)
 
 
-def create_eval_data(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> FewshotEvalDataset:
-    """This rank's share of the evaluation.
+def create_eval_data(
+    config: TrainConfig, store: PuzzleStore, ranks: Ranks, split: Split, max_augmentations: int | None
+) -> FewshotEvalDataset:
+    """This rank's queries of the puzzles that the config evaluates (split test) or trains on.
 
     Raises:
         DatasetError: the data set has fewer puzzles than asked for.
@@ -79,8 +87,9 @@ def create_eval_data(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> F
     return FewshotEvalDataset(
         store,
         batch_size=config.eval_batch_size,
-        max_groups=config.max_eval_groups,
-        max_augmentations=config.max_eval_augmentations,
+        split=split,
+        max_groups=config.max_eval_groups if split == "test" else config.max_train_groups,
+        max_augmentations=max_augmentations,
         max_demos=config.max_demos,
         rank=ranks.rank,
         world_size=ranks.world_size,
@@ -111,7 +120,10 @@ def create_trainer(config: TrainConfig, ranks: Ranks, stop: StopRequest | None =
     """
     config = with_dtype(config, best_dtype(ranks.device))
     store = load_stores(config.data_paths)
-    train_data, eval_data = create_train_data(config, store, ranks), create_eval_data(config, store, ranks)
+    train_data = create_train_data(config, store, ranks)
+    eval_data = create_eval_data(config, store, ranks, "test", config.max_eval_augmentations)
+    train_queries = create_eval_data(config, store, ranks, "train", 1)
+    config = attach_latents(config, (train_data, eval_data, train_queries), ranks)
     point = distributed.on_first_rank(lambda: claim_run_folder(config, store.metadata), ranks)
     torch.manual_seed(config.seed)
     model = create_model(config.arch, store.metadata).to(ranks.device)
@@ -127,6 +139,7 @@ def create_trainer(config: TrainConfig, ranks: Ranks, stop: StopRequest | None =
         ranks=ranks,
         train_data=train_data,
         eval_data=eval_data,
+        train_queries=train_queries,
         head=create_loss_head(config.arch, model),
         optimizer=create_optimizer(config, model, ranks.device),
         puzzle_optimizer=PuzzleEmbeddingSGD(model, config.puzzle_emb_weight_decay, ranks),

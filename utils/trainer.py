@@ -61,6 +61,7 @@ class Trainer:
     ranks: Ranks
     train_data: FewshotTrainDataset
     eval_data: FewshotEvalDataset
+    train_queries: FewshotEvalDataset
     head: ACTLossHead
     optimizer: torch.optim.Optimizer
     puzzle_optimizer: PuzzleEmbeddingSGD

@@ -5,8 +5,9 @@ Two latents, z_H (the answer) and z_L (the reasoning), are refined by one small 
 context is a learned embedding of the puzzle's id.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,9 @@ class TRMEncoderInnerCarry:
 
     z_H: Float[Tensor, "batch slots hidden"]
     z_L: Float[Tensor, "batch slots hidden"]
+
+
+InnerCarry = TypeVar("InnerCarry", bound=TRMEncoderInnerCarry)
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class ReasoningLevel(nn.Module):
 
 
 class QHead(nn.Linear):
-    """Halting logits (halt, continue) from the first token, float32; starts at weight 0, bias -5."""
+    """Halting logits (halt, continue) of one token or mean, float32; starts at weight 0, bias -5."""
 
     def __init__(self, hidden_size: int):
         super().__init__(hidden_size, 2)
@@ -88,11 +92,12 @@ class QHead(nn.Linear):
         nn.init.constant_(self.bias, Q_HEAD_BIAS)
 
 
-class TRMEncoderInner(nn.Module):
-    """The decoder: one ACT step of H and L cycles, of which the last H cycle has a gradient."""
+class RecursiveDecoder(nn.Module):
+    """What every decoder shares: token table, `L_level`, heads, initial latents, and the recursion over packed rows."""
 
     H_init: Tensor
     L_init: Tensor
+    carry_type: type[TRMEncoderInnerCarry] = TRMEncoderInnerCarry
 
     def __init__(self, config: Any):
         super().__init__()
@@ -111,14 +116,60 @@ class TRMEncoderInner(nn.Module):
         """The latents at the start of reasoning."""
         shape = (batch_size, self.config.puzzle_emb_len + SEQ_LEN, self.config.hidden_size)
         z_H, z_L = (init.to(device, self.dtype).expand(shape).contiguous() for init in (self.H_init, self.L_init))
-        return TRMEncoderInnerCarry(z_H, z_L)
+        return self.carry_type(z_H, z_L)
 
-    def reset_carry(self, needs_reset: Bool[Tensor, " batch"], carry: TRMEncoderInnerCarry) -> TRMEncoderInnerCarry:
-        """The initial latents where `needs_reset`, else the carry's."""
-        return TRMEncoderInnerCarry(
-            where_halted(needs_reset, self.H_init.to(self.dtype), carry.z_H),
-            where_halted(needs_reset, self.L_init.to(self.dtype), carry.z_L),
+    def reset_carry(self, reset_flag: Bool[Tensor, " batch"], carry: InnerCarry) -> InnerCarry:
+        """The initial latents where `reset_flag`, else the carry's."""
+        return replace(
+            carry,
+            z_H=where_halted(reset_flag, self.H_init.to(self.dtype), carry.z_H),
+            z_L=where_halted(reset_flag, self.L_init.to(self.dtype), carry.z_L),
         )
+
+    def _reason(
+        self,
+        z_H: Tensor,
+        z_L: Tensor,
+        x: Tensor,
+        packing: Packing,
+        rotary: Rotary,
+        read_memory: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Float[Tensor, "n hidden"], Float[Tensor, "n hidden"]]:
+        """H_cycles - 1 cycles without gradient, then one with; z_H takes z_L through `read_memory`."""
+
+        def cycle(z_H: Tensor, z_L: Tensor) -> tuple[Tensor, Tensor]:
+            for _ in range(self.config.L_cycles):
+                z_L = self.L_level(z_L, z_H + x, packing, rotary)
+            injection = z_L if read_memory is None else read_memory(z_L)
+            return self.L_level(z_H, injection, packing, rotary), z_L
+
+        with torch.no_grad():
+            for _ in range(self.config.H_cycles - 1):
+                z_H, z_L = cycle(z_H, z_L)
+        return cycle(z_H, z_L)
+
+    def _logits(self, z_H: Tensor, packing: Packing) -> Float[Tensor, "batch slots vocab"]:
+        """Logits of all slots, float32; PAD where nothing is computed."""
+        logits = z_H.new_zeros(len(packing.lengths), packing.padded_length, VOCAB_SIZE, dtype=torch.float32)
+        logits[..., PAD] = OUTSIDE_PAD_LOGIT
+        return packing.scatter(self.lm_head(z_H).float(), logits)
+
+    def _halting(
+        self, features: Float[Tensor, "batch hidden"]
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        q_halt, q_continue = self.q_head(features.to(self.q_head.weight.dtype)).unbind(-1)
+        return q_halt, q_continue
+
+    @staticmethod
+    def _carried(carry: InnerCarry, z_H: Tensor, z_L: Tensor, packing: Packing) -> InnerCarry:
+        """The detached new carry."""
+        return replace(
+            carry, z_H=packing.scatter(z_H.detach(), carry.z_H), z_L=packing.scatter(z_L.detach(), carry.z_L)
+        )
+
+
+class TRMEncoderInner(RecursiveDecoder):
+    """The decoder behind context slots: one ACT step of H and L cycles, of which the last H cycle has a gradient."""
 
     def forward(
         self,
@@ -152,14 +203,8 @@ class TRMEncoderInner(nn.Module):
         z_H, z_L = packing.gather(carry.z_H), packing.gather(carry.z_L)
         z_H, z_L = self._reason(z_H, z_L, x, packing, rotary)
 
-        logits = z_H.new_zeros(len(tokens), num_context + SEQ_LEN, VOCAB_SIZE, dtype=torch.float32)
-        logits[..., PAD] = OUTSIDE_PAD_LOGIT
-        logits = packing.scatter(self.lm_head(z_H).float(), logits)[:, num_context:]
-        q_halt, q_continue = self.q_head(z_H[packing.first_row].to(self.q_head.weight.dtype)).unbind(-1)
-        new_carry = TRMEncoderInnerCarry(
-            packing.scatter(z_H.detach(), carry.z_H), packing.scatter(z_L.detach(), carry.z_L)
-        )
-        return new_carry, logits, (q_halt, q_continue)
+        logits = self._logits(z_H, packing)[:, num_context:]
+        return self._carried(carry, z_H, z_L, packing), logits, self._halting(z_H[packing.first_row])
 
     def _inputs(
         self, tokens: Tensor, context: EncoderOutput, packing: Packing
@@ -174,21 +219,6 @@ class TRMEncoderInner(nn.Module):
         cells = torch.arange(SEQ_LEN, device=tokens.device) + self.config.puzzle_emb_len
         positions = torch.cat([context.positions, cells.expand(batch, -1)], dim=1)
         return x, self.rotary(packing.gather(positions))
-
-    def _reason(
-        self, z_H: Tensor, z_L: Tensor, x: Tensor, packing: Packing, rotary: Rotary
-    ) -> tuple[Float[Tensor, "n hidden"], Float[Tensor, "n hidden"]]:
-        """H_cycles - 1 cycles without gradient, then one with."""
-
-        def cycle(z_H: Tensor, z_L: Tensor) -> tuple[Tensor, Tensor]:
-            for _ in range(self.config.L_cycles):
-                z_L = self.L_level(z_L, z_H + x, packing, rotary)
-            return self.L_level(z_H, z_L, packing, rotary), z_L
-
-        with torch.no_grad():
-            for _ in range(self.config.H_cycles - 1):
-                z_H, z_L = cycle(z_H, z_L)
-        return cycle(z_H, z_L)
 
 
 class PuzzleEmbedding(nn.Module):
@@ -232,6 +262,7 @@ class TRM(RecursiveReasoner):
     """Puzzle identifier → learned embedding → context → `inner`: it never reads a demonstration."""
 
     reads_demonstrations = False
+    condition_keys = ("puzzle_identifiers",)
 
     def __init__(self, config: Any, num_puzzle_identifiers: int):
         super().__init__(config)

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from config.schema import CONFIG_DIR, ConfigError, TrainConfig, config_names, dump_config, load_config
+from config.shorthands import SHORTHANDS
 
 NAME = "cfg_pretrain_etrm_arc_agi_1"
 ROOT = Path(__file__).parents[2]
@@ -191,6 +192,44 @@ def test_mixing_over_positions_needs_the_full_canvas() -> None:
     assert "arch.mlp_t" in message
     assert "arch.canvas=full" in message
     assert load_config(NAME, ["arch.mlp_t=true", "arch.canvas=full"]).arch.mlp_t
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_the_default_project_is_that_of_the_system(name: str) -> None:
+    config = load_config(name)
+    assert config.project_name == ("arc-trm-hybrid" if "trm_hybrid" in config.arch.name else "etrm-arc")
+
+
+HYBRIDS = [name for name in config_names() if "trm_hybrid" in name]
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+@pytest.mark.parametrize("short", SHORTHANDS)
+def test_each_override_of_the_hybrid_sets_its_key_and_nothing_else(name: str, short: str) -> None:
+    value = "some/model" if short == "text_model" else "48"
+    plain, changed = (dump_config(load_config(name, overrides)) for overrides in ([], [f"{short}={value}"]))
+    assert dump_config(load_config(name, [f"{SHORTHANDS[short]}={value}"])) == changed != plain
+
+
+def test_an_override_of_the_hybrid_and_its_key_at_once_are_refused_and_a_fault_names_both() -> None:
+    message = refusal("batch_size=4", "global_batch_size=8", name=HYBRIDS[0])
+    assert "batch_size and global_batch_size are both overridden" in message
+    message = refusal("num_epochs=0", name=HYBRIDS[0])
+    assert "epochs=0" in message
+    assert "num_epochs stands for epochs" in message
+    assert "unknown key 'num_epochs'" in refusal("num_epochs=3")
+
+
+@pytest.mark.parametrize("override", ["freeze_decoder_steps=3", "load_pretrained_decoder=some/run"])
+def test_the_hybrid_refuses_what_its_decoder_cannot_do(override: str) -> None:
+    assert "not for the TRM hybrid" in refusal(override, name=HYBRIDS[0])
+
+
+@pytest.mark.parametrize(
+    "override", ["arch.revision=main", "arch.local_files_only=true", "freeze_encoder=true", "encoder_lr_scale=0.5"]
+)
+def test_an_option_that_the_embedded_model_does_not_read_is_refused(override: str) -> None:
+    assert "would change nothing" in refusal(override, name=HYBRIDS[0])
 
 
 def test_freezing_everything_is_refused() -> None:

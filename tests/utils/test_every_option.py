@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 import dataset.fewshot_puzzle_dataset
 from config.schema import TrainConfig
+from tests.tiny_llama import CHAT_TEMPLATE, save_tiny_llama
 from utils.checkpoint import open_checkpoint
 
 # Four steps on 8 puzzles; one evaluation, of two queries, at the end.
@@ -65,7 +66,13 @@ TRAINING = ("losses", "weights")
 RECURRENT = Case((), "", config_name="cfg_pretrain_etrmtrm_arc_agi_1")
 TRM_STYLE = replace(RECURRENT, given=("arch.recurrent_encoder_type=trm_style",))
 TRM = Case((), "", config_name="cfg_pretrain_trm_arc_agi_1", given=("max_eval_groups=2",))
-# `{other_data}` and `{eager_decoder}` stand for paths.
+HYBRID = Case(
+    (),
+    "losses",
+    config_name="cfg_pretrain_trm_hybrid",
+    given=("arch.text_model={llama}", "arch.text_cache={latents}", "arch.max_text_tokens=400"),
+)
+# `{other_data}`, `{eager_decoder}`, `{llama}` and the like stand for paths.
 CASES = {
     "arch.hidden_size": Case(("32", "64"), "parameters"),
     "arch.num_heads": Case(("2", "4"), "losses", keeps=("parameters",)),
@@ -106,6 +113,19 @@ CASES = {
     "arch.encoder_residual_scale": replace(RECURRENT, values=("1.0", "0.5"), acts_on="losses"),
     "arch.encoder_context_norm": replace(RECURRENT, values=("false", "true"), acts_on="parameters"),
     "arch.loss.loss_type": Case(("stablemax_cross_entropy", "softmax_cross_entropy"), "losses", keeps=("parameters",)),
+    "arch.text_model": replace(HYBRID, values=("{llama}", "{other_llama}"), keeps=("parameters",)),
+    "arch.text_dtype": replace(HYBRID, values=("float32", "bfloat16"), keeps=("parameters",)),
+    "arch.layer": replace(HYBRID, values=("-1", "1", "0"), keeps=("parameters",)),
+    "arch.pooling": replace(HYBRID, values=("mean", "last"), keeps=("parameters",)),
+    "arch.chat_template": replace(
+        HYBRID, values=("auto", "none"), given=(*HYBRID.given, "arch.text_model={chatty_llama}")
+    ),
+    "arch.max_text_tokens": replace(HYBRID, values=("400", "100"), keeps=("parameters",)),
+    "arch.text_augmentations": replace(HYBRID, values=("1", "3"), keeps=("parameters", "log_lines")),
+    "arch.conditioning": replace(HYBRID, values=("z_init", "cross_attention"), acts_on="parameters"),
+    "arch.latents": replace(HYBRID, values=("true", "shuffled", "zero"), keeps=("parameters",)),
+    "arch.curriculum": replace(HYBRID, values=("none", "grid_size"), keeps=("parameters", "log_lines")),
+    "arch.loss.include_eos": replace(HYBRID, values=("true", "false"), keeps=("parameters",)),
     "data_paths": Case(("[{data}]", "[{other_data}]"), "losses"),
     "evaluators": Case(("[{{name: arc@ARC}}]", "[]"), "files", keeps=TRAINING),
     "global_batch_size": Case(("4", "2"), "losses"),
@@ -158,6 +178,13 @@ TESTED_ELSEWHERE = {
     "nonfinite_limit": "it takes losses that are not finite: test_reliability.py",
     "distributed_timeout_s": "it takes a rank that hangs: test_reliability.py",
     "device": "a second device cannot be had everywhere: test_distributed.py",
+    "arch.text_device": "a second device cannot be had everywhere",
+    "arch.revision": "there is no hub to ask in a run: tests/models/test_text_reasoning.py",
+    "arch.local_files_only": "there is no hub to ask in a run: tests/models/test_text_reasoning.py",
+    "arch.demo_overflow": "`error` refuses the run: tests/models/test_text_reasoning.py",
+    "arch.text_hidden_size": "another value than the model's refuses the run: test_trm_hybrid_training.py",
+    "arch.text_cache": "where latents lie changes no figure: test_trm_hybrid_training.py",
+    "arch.text_batch_size": "batches change latents by rounding alone: test_latent_cache.py",
 }
 SINGLE_VALUE = ("arch.name", "arch.loss.name", "evaluators.name", "arch.H_layers")
 
@@ -194,6 +221,17 @@ def paths(toy_dataset: Callable[..., Path], eager_decoder: Path) -> dict[str, Pa
         "data": toy_dataset(num_aug=20),
         "other_data": toy_dataset(num_aug=20, seed=1),
         "eager_decoder": eager_decoder,
+    }
+
+
+@pytest.fixture(scope="module")
+def hybrid_paths(paths: dict[str, Path], tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    models = tmp_path_factory.mktemp("models")
+    return paths | {
+        "llama": tiny_llama,
+        "other_llama": save_tiny_llama(models / "other", seed=1),
+        "chatty_llama": save_tiny_llama(models / "chatty", chat_template=CHAT_TEMPLATE),
+        "latents": models / "latents",
     }
 
 
@@ -236,8 +274,9 @@ def outcome_of(
 
 
 @pytest.mark.parametrize("key", CASES)
-def test_option_acts(key: str, outcome_of: Callable[..., Outcome], paths: dict[str, Path]) -> None:
+def test_option_acts(key: str, outcome_of: Callable[..., Outcome], request: pytest.FixtureRequest) -> None:
     case = CASES[key]
+    paths = request.getfixturevalue("hybrid_paths" if case.config_name == HYBRID.config_name else "paths")
     assert case.acts_on in {f.name for f in fields(Outcome)}
     name = f"+{key}" if key in ("project_name", "run_name") else key
     outcomes = [

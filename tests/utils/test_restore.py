@@ -13,8 +13,9 @@ import torch
 
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.store import DatasetError, PuzzleStore
+from models.act import DEMONSTRATIONS
 from utils.checkpoint import CheckpointError
-from utils.restore import DEMONSTRATIONS, ShuffledConditions, evaluate_checkpoint
+from utils.restore import ShuffledConditions, evaluate_checkpoint
 
 ROOT = Path(__file__).parents[2]
 Train = Callable[..., Path]
