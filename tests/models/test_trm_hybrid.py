@@ -13,9 +13,10 @@ from dataset.fewshot_puzzle_dataset import Batch, FewshotEvalDataset
 from dataset.store import PuzzleStore
 from models import create_model
 from models.canvas import task_canvas
+from models.language_models import locate_model
 from models.losses import create_loss_head
 from models.recursive_reasoning.trm_hybrid import HybridTRM_Inner, HybridTRMConfig, HybridTRMInnerCarry, HybridTRMModel
-from models.text_reasoning import TextReasoningModule, locate_model
+from models.text_reasoning import TextReasoningModule
 from tests.reference import cross_attention, post_norm_block, rms, swiglu
 from utils.optim import AdamATan2, GroupOptions, parameter_groups
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from config.schema import HybridArch, load_config
-from models.text_reasoning import TaskText, TextModelError, pad_tokens
+from models.language_models import TextModelError
+from models.text_reasoning import TaskText, pad_tokens
 from tests.tiny_llama import CHAT_TEMPLATE, save_tiny_llama
 from utils.latent_cache import IDENTITY_FILE, LatentCache, TextSystem
 

@@ -14,7 +14,7 @@ import yaml
 
 from config.schema import ConfigError, TrainConfig
 from dataset.store import DatasetError
-from models.text_reasoning import TextModelError
+from models.language_models import TextModelError
 from tests.tiny_llama import NO_TRANSFORMERS
 from utils.checkpoint import open_checkpoint
 from utils.distributed import Ranks
