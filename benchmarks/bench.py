@@ -235,6 +235,8 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="the short form against the reference")
     arguments = parser.parse_args()
     store = load_store(DATA)
+    if arguments.check and not REFERENCE.exists():
+        parser.exit(2, f"error: {REFERENCE.name} is not there to compare with: make it with --write\n")
     if arguments.check:
         sys.exit(check(store, max(3, arguments.rounds)))
     steps, fastest = training(store, arguments.rounds)
