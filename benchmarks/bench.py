@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import Peaks, Ratio, in_turn, matrix_product_rate, seconds
+from benchmarks.measure import Peaks, Ratio, in_turn, seconds
 from benchmarks.systems import SYSTEMS, System
 from dataset.build_arc_dataset import build_dataset
 from dataset.store import PuzzleStore, load_store
@@ -49,18 +49,20 @@ def training(store: PuzzleStore, rounds: int) -> tuple[str, dict[str, System]]:
             "fastest": System(name, store, dtype="bfloat16", compiled=True),
             "padded": System(name, store, padded=True),
         }
-        peaks = Peaks()
+        peaks, fast = Peaks(), forms["fastest"]
         steps = {form: system.train_step for form, system in forms.items()}
         steps["padded"] = peaks.watched("padded", steps["padded"])  # so long that looking at its memory costs nothing
+        packed = forms["float32"]
+        products = {"products": packed.products(), "fast products": fast.products()}
+        steps |= {form: function for form, (function, _) in products.items()}
         timed = in_turn(steps, rounds, cold=["padded"])
         peaks.watched("float32", steps["float32"])()
-        fastest[name] = forms["fastest"]
-        packed = forms["float32"]
-        rates = [
-            packed.training_flops() / timed.best("float32"),
-            forms["fastest"].training_flops() / timed.best("fastest"),
+        fastest[name] = fast
+        useful = packed.training_flops()
+        shares = [
+            timed.share(form, useful, product, products[product][1])
+            for form, product in (("float32", "products"), ("fastest", "fast products"))
         ]
-        products = [product_rate(packed), product_rate(forms["fastest"])]
         memory = [peaks.megabytes[form] for form in ("float32", "padded")]
         rows.append(
             (
@@ -70,8 +72,8 @@ def training(store: PuzzleStore, rounds: int) -> tuple[str, dict[str, System]]:
                 str(timed.ratio("full", "float32")),
                 str(timed.ratio("float32", "bfloat16")),
                 str(timed.ratio("float32", "compiled")),
-                f"{100 * rates[0] / products[0]:.0f} %, {100 * rates[1] / products[1]:.0f} %",
-                f"{packed.training_flops() / 1e9:.0f}",
+                ", ".join(f"{100 * share:.0f} %" for share in shares),
+                f"{useful / 1e9:.0f}",
                 f"{memory[1] / memory[0]:.1f} ({memory[1]:.0f} / {memory[0]:.0f} MB)",
             )
         )
@@ -90,29 +92,28 @@ def training(store: PuzzleStore, rounds: int) -> tuple[str, dict[str, System]]:
     return table(head, rows), fastest
 
 
-def product_rate(system: System) -> float:
-    return matrix_product_rate(system.rows, system.config.hidden_size, system.config.expansion, system.dtype)
-
-
 def evaluation(store: PuzzleStore, fastest: dict[str, System], rounds: int) -> str:
     """Votes of all systems: 16 ACT steps, against the padded form that encodes again at each of them."""
     rows: list[Row] = []
     for name in SYSTEMS:
-        packed, padded = System(name, store), System(name, store, padded=True)
+        packed, padded, fast = System(name, store), System(name, store, padded=True), fastest[name]
+        products, fast_products = packed.products(), fast.products()
         variants: dict[str, Callable[[], object]] = {
             "float32": packed.vote,
-            "fastest": fastest[name].vote,
+            "fastest": fast.vote,
             "padded": lambda system=padded: system.evaluation_steps(PADDED_STEPS),
+            "products": products[0],
+            "fast products": fast_products[0],
         }
         timed = in_turn(variants, rounds, cold=["padded"])
         steps = packed.model.max_steps / PADDED_STEPS
         ratios = [timed.ratio("padded", form) for form in ("float32", "fastest")]
-        slower, fast = (Ratio(r.median * steps, r.low * steps, r.high * steps) for r in ratios)
+        against = [str(Ratio(r.median * steps, r.low * steps, r.high * steps)) for r in ratios]
         shares = [
-            system.vote_flops() / timed.best(form) / product_rate(system)
-            for form, system in (("float32", packed), ("fastest", fastest[name]))
+            timed.share("float32", packed.vote_flops(), "products", products[1]),
+            timed.share("fastest", packed.vote_flops(), "fast products", fast_products[1]),
         ]
-        rows.append((name, str(slower), str(fast), ", ".join(f"{100 * share:.0f} %" for share in shares)))
+        rows.append((name, *against, ", ".join(f"{100 * share:.0f} %" for share in shares)))
         progress(rows[-1])
     head = (
         "one vote (16 ACT steps)",

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 
 from models.layers import swiglu_width
 
+PRODUCTS_A_CALL = 10  # so that one call takes long enough to be timed
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -44,8 +46,9 @@ class Rounds:
         values = [a / b for a, b in zip(self.times[slow], self.times[fast], strict=True)]
         return Ratio(statistics.median(values), min(values), max(values))
 
-    def best(self, name: str) -> float:
-        return min(self.times[name])
+    def share(self, name: str, operations: float, product: str, product_operations: float) -> float:
+        """The rate of a variant over that of a matrix product in the same rounds: the median."""
+        return self.ratio(product, name).median * operations / product_operations
 
 
 def in_turn(variants: Mapping[str, Callable[[], object]], rounds: int, *, cold: Collection[str] = ()) -> Rounds:
@@ -85,15 +88,15 @@ def _status(key: str) -> int:
     return int(found.group(1))
 
 
-def matrix_product_rate(rows: int, hidden: int, expansion: float, dtype: torch.dtype, repeats: int = 5) -> float:
-    """FLOP/s of the four projections of a block as plain matrix products, each of its own shape: the best of some."""
+def matrix_products(rows: int, hidden: int, expansion: float, dtype: torch.dtype) -> tuple[Callable[[], None], float]:
+    """The four projections of a block as plain matrix products, each of its own shape, and their operations."""
     inner = swiglu_width(hidden, expansion)
     shapes = [(hidden, 3 * hidden), (hidden, hidden), (hidden, 2 * inner), (inner, hidden)]
     pairs = [(torch.randn(rows, i).to(dtype), torch.randn(o, i).to(dtype)) for i, o in shapes]
 
     def products() -> None:
-        for x, weight in pairs:
-            F.linear(x, weight)
+        for _ in range(PRODUCTS_A_CALL):
+            for x, weight in pairs:
+                F.linear(x, weight)
 
-    products()
-    return sum(2 * rows * i * o for i, o in shapes) / min(seconds(products) for _ in range(repeats))
+    return products, PRODUCTS_A_CALL * sum(2.0 * rows * i * o for i, o in shapes)

@@ -1,12 +1,13 @@
 """The systems on a batch of real puzzles: a training step, an evaluation of one vote, and their useful operations."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from benchmarks import flops
+from benchmarks.measure import matrix_products
 from benchmarks.padded import padded_form
 from config.schema import load_config
 from dataset.fewshot_puzzle_dataset import FewshotTrainDataset
@@ -101,9 +102,9 @@ class System:
         """Rows of the decoder's packed tensor."""
         return int(self.model.active_cells(self.batch).sum()) + self.config.puzzle_emb_len * len(self.batch["inputs"])
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return forward_dtype(self.config)
+    def products(self) -> tuple[Callable[[], None], float]:
+        """`matrix_products` of a block on the decoder's rows in this dtype."""
+        return matrix_products(self.rows, self.config.hidden_size, self.config.expansion, forward_dtype(self.config))
 
     def training_flops(self) -> float:
         """Useful operations of `train_step`."""

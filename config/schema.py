@@ -18,33 +18,28 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from config.arch_schema import (
+    DEFAULT_PROJECTS,
+    AnyArch,
+    Beta,
+    FilePath,
+    HybridArch,
+    NonNegative,
+    NonNegativeFloat,
+    PathPart,
+    Positive,
+    PositiveFloat,
+    Probability,
+    Section,
+    TrmArch,
+)
 from config.shorthands import explained, set_twice, without_shorthands
-from dataset.grids import SEQ_LEN
 
 log = logging.getLogger(__name__)
 CONFIG_DIR = Path(__file__).parent
 MAX_OVERRIDE_CHARS = 4000  # a path has at most 4096
-MAX_INT = 2**63 - 1  # of a tensor's element
-EMBEDDED_TEXT_MODEL = "embedded"  # the small model that the extra [llm] brings along
-
-
-def _refuse_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("expected a number")
-    return value
-
-
-Number = BeforeValidator(_refuse_bool)  # pydantic takes true for 1
-Positive = Annotated[int, Number, Field(ge=1, le=MAX_INT)]
-NonNegative = Annotated[int, Number, Field(ge=0, le=MAX_INT)]
-PositiveFloat = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
-Probability = Annotated[float, Number, Field(ge=0, le=1)]
-Beta = Annotated[float, Number, Field(ge=0, lt=1)]
-PathPart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_=+,@ .-]+$", max_length=128)]
-FilePath = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 
 
 KEY = re.compile(r"(?=.{1,200}$)\w+(\.\w+)*")
@@ -58,231 +53,11 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the key and what would be right."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
-
-
-class _LossTerms(_Section):
-    loss_type: Literal["stablemax_cross_entropy", "softmax_cross_entropy"]
-    kl_weight: NonNegativeFloat
-
-
-class LossConfig(_LossTerms):
-    name: Literal["losses@ACTLossHead"]
-
-
-class CropLossConfig(_LossTerms):
-    name: Literal["losses@CropLossHead"]
-    include_eos: bool
-
-
-class ArchConfig(_Section):
-    """The recursive decoder and ACT."""
-
-    loss: LossConfig
-
-    hidden_size: Positive
-    num_heads: Positive
-    expansion: PositiveFloat
-    H_cycles: Positive
-    L_cycles: Positive
-    H_layers: Literal[0]
-    L_layers: Positive
-    puzzle_emb_len: Positive
-    mlp_t: bool
-    forward_dtype: Literal["auto", "bfloat16", "float32"]
-    canvas: Literal["task", "full"]
-    halting: Literal["act", "fixed"]
-    halt_max_steps: Positive
-    halt_exploration_prob: Probability
-    num_act_steps: Positive
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> "ArchConfig":
-        if self.hidden_size % (2 * self.num_heads):
-            raise ValueError(
-                f"arch.hidden_size={self.hidden_size} must be a multiple of 2 * arch.num_heads={self.num_heads} "
-                "(rotary positions turn pairs of channels)"
-            )
-        if self.mlp_t and self.canvas != "full":
-            raise ValueError(f"arch.mlp_t=true mixes all {SEQ_LEN} cells: it needs arch.canvas=full")
-        return self
-
-    @property
-    def max_steps(self) -> int:
-        """ACT steps of a sample, at most in training and always in evaluation."""
-        return self.num_act_steps if self.halting == "fixed" else self.halt_max_steps
-
-    @property
-    def steps_per_batch(self) -> int:
-        """ACT steps, and so optimizer steps, on one batch."""
-        return self.num_act_steps if self.halting == "fixed" else 1
-
-    @property
-    def is_variational(self) -> bool:
-        """Whether the encoder samples, so that there is a KL divergence."""
-        return False
-
-    @property
-    def encoder_name(self) -> str:
-        """The encoder, as run folders and reports call it."""
-        return "none"
-
-    def unused_keys(self) -> dict[str, str]:
-        """Keys that the chosen options do not read, with the reason."""
-        unused = {}
-        if self.halting == "fixed":
-            why = "arch.halting=fixed takes arch.num_act_steps steps"
-            unused |= {"halt_max_steps": why, "halt_exploration_prob": why}
-        else:
-            unused["num_act_steps"] = "arch.halting=act halts by itself; arch.halting=fixed reads it"
-        if self.halting == "act" and self.halt_max_steps == 1:
-            unused["halt_exploration_prob"] = "arch.halt_max_steps=1 leaves nothing to explore"
-        if not self.is_variational:
-            unused["loss.kl_weight"] = f"the encoder {self.encoder_name} is deterministic and has no KL"
-        return unused
-
-
-class TrmArch(ArchConfig):
-    """TRM: a learned embedding for each puzzle and augmentation."""
-
-    name: Literal["recursive_reasoning.trm@TRM"]
-    puzzle_emb_ndim: Positive
-
-    @property
-    def encoder_name(self) -> str:
-        return "puzzle_emb"
-
-    @model_validator(mode="after")
-    def _embedding_fits(self) -> "TrmArch":
-        slots = self.puzzle_emb_len * self.hidden_size
-        if self.puzzle_emb_ndim > slots:
-            raise ValueError(
-                f"arch.puzzle_emb_ndim={self.puzzle_emb_ndim} does not fit into arch.puzzle_emb_len="
-                f"{self.puzzle_emb_len} slots of arch.hidden_size={self.hidden_size}: at most {slots}"
-            )
-        return self
-
-
-class EncoderArch(ArchConfig):
-    """What the archs with an encoder of demonstration pairs share."""
-
-    encoder_num_layers: Positive
-    encoder_norm_style: Literal["post", "pre"]
-    encoder_layer_scale_init: PositiveFloat | None
-    encoder_qk_norm: bool
-    encoder_pooling_method: Literal["mean", "attention", "weighted"]
-
-
-class EtrmArch(EncoderArch):
-    """ETRM: a static encoder."""
-
-    name: Literal["recursive_reasoning.etrm@TRMWithEncoder"]
-    encoder_type: Literal["standard", "hybrid_standard", "hybrid_variational", "lpn_standard", "lpn_variational"]
-    encoder_set_layers: Positive
-    lpn_latent_dim: Positive
-
-    @property
-    def encoder_name(self) -> str:
-        return self.encoder_type
-
-    @property
-    def is_variational(self) -> bool:
-        return self.encoder_type.endswith("variational")
-
-    def unused_keys(self) -> dict[str, str]:
-        unused = super().unused_keys()
-        chosen = f"arch.encoder_type={self.encoder_type}"
-        if self.encoder_type != "standard":
-            unused["encoder_norm_style"] = f"{chosen} is pre-norm"
-            unused["encoder_pooling_method"] = f"{chosen} pools by its CLS token"
-        if self.encoder_type.startswith("lpn"):
-            unused["encoder_set_layers"] = f"{chosen} has no set encoder"
-        if self.encoder_type != "lpn_variational":
-            unused["lpn_latent_dim"] = f"{chosen} does not read it; lpn_variational does"
-        return unused
-
-
-class EtrmtrmArch(EncoderArch):
-    """ETRMTRM: a recurrent encoder; `encoder_type` is that of its grid encoder."""
-
-    name: Literal["recursive_reasoning.etrmtrm@TRMWithRecurrentEncoder"]
-    encoder_type: Literal["standard"]
-    recurrent_encoder_type: Literal["recurrent_standard", "trm_style"]
-    encoder_h_cycles: Positive
-    encoder_l_cycles: Positive
-    encoder_l_layers: Positive
-    encoder_grad_cycles: Literal["last", "all"]
-    encoder_state_ema: Beta
-    encoder_residual_scale: PositiveFloat
-    encoder_context_norm: bool
-
-    @property
-    def encoder_name(self) -> str:
-        return self.recurrent_encoder_type
-
-    def unused_keys(self) -> dict[str, str]:
-        unused = super().unused_keys()
-        if self.recurrent_encoder_type == "recurrent_standard":
-            why = "arch.recurrent_encoder_type=recurrent_standard has no inner loops"
-            loops = ("encoder_h_cycles", "encoder_l_cycles", "encoder_l_layers", "encoder_grad_cycles")
-            unused |= dict.fromkeys(loops, why)
-        elif self.encoder_h_cycles == 1:
-            unused["encoder_grad_cycles"] = "arch.encoder_h_cycles=1 has a gradient anyway"
-        return unused
-
-
-def _bool_as_word(value: Any) -> Any:
-    return "true" if value is True else value
-
-
-class HybridArch(ArchConfig):
-    """TRM hybrid: a frozen language model reads the task as text."""
-
-    name: Literal["recursive_reasoning.trm_hybrid@HybridTRMModel"]
-    loss: CropLossConfig  # pyright: ignore[reportIncompatibleVariableOverride]
-    puzzle_emb_len: Literal[0]  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    text_model: Annotated[str, Field(min_length=1)]
-    revision: str | None
-    local_files_only: bool
-    text_dtype: Literal["float32", "bfloat16", "float16"]
-    text_device: Literal["auto", "cpu", "cuda"]
-    layer: Annotated[int, Number]
-    pooling: Literal["last", "mean"]
-    text_hidden_size: Positive | None
-
-    chat_template: Literal["auto", "required", "none"]
-    max_text_tokens: Positive | None
-    demo_overflow: Literal["truncate", "error"]
-    text_augmentations: Positive
-    text_cache: Annotated[str, Field(min_length=1)]
-    text_batch_size: Positive
-
-    conditioning: Literal["z_init", "cross_attention"]
-    latents: Annotated[Literal["true", "shuffled", "zero"], BeforeValidator(_bool_as_word)]
-    curriculum: Literal["none", "grid_size"]
-
-    @property
-    def encoder_name(self) -> str:
-        return self.conditioning if self.latents == "true" else f"{self.conditioning}-{self.latents}"
-
-    def unused_keys(self) -> dict[str, str]:
-        unused = super().unused_keys()
-        if self.text_model == EMBEDDED_TEXT_MODEL:
-            unused |= dict.fromkeys(("revision", "local_files_only"), "the embedded model is never looked for on a hub")
-        return unused
-
-
-DEFAULT_PROJECTS = {"recursive_reasoning.trm_hybrid@HybridTRMModel": "arc-trm-hybrid"}
-AnyArch = TrmArch | EtrmArch | EtrmtrmArch | HybridArch
-
-
-class EvaluatorConfig(_Section):
+class EvaluatorConfig(Section):
     name: Literal["arc@ARC"]
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """A whole run."""
 
     arch: Annotated[AnyArch, Field(discriminator="name")]
@@ -533,10 +308,10 @@ def load_config(config_name: str, overrides: Sequence[str] = ()) -> TrainConfig:
         keys = _override_keys(overrides)
         GlobalHydra.instance().clear()
         with initialize_config_dir(version_base=None, config_dir=str(CONFIG_DIR)):
-            unresolved = compose(name, overrides=list(overrides))
+            unresolved, declared = compose(name, overrides=list(overrides)), compose(name)
         _refuse_resolvers(OmegaConf.to_container(unresolved))
         composed = OmegaConf.to_container(unresolved, resolve=True)
-        composed = without_shorthands(composed)
+        composed = without_shorthands(composed, declared)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain_hydra(error, overrides)) from error
     except RecursionError as error:

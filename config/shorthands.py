@@ -24,9 +24,13 @@ SHORTHANDS = {
 }
 
 
-def without_shorthands(composed: Any) -> Any:
-    """A composed, resolved config without the shorthands."""
-    return {key: value for key, value in composed.items() if key not in SHORTHANDS}
+def without_shorthands(composed: Any, declared: Any) -> Any:
+    """A composed, resolved config without the shorthands.
+
+    Args:
+        declared: the same config without overrides: what is no shorthand in there stays, and is an unknown key.
+    """
+    return {key: value for key, value in composed.items() if key not in SHORTHANDS or key not in declared}
 
 
 def set_twice(keys: Sequence[str]) -> str | None:

@@ -54,6 +54,20 @@ def select_puzzles(store: PuzzleStore, split: Split, max_groups: int | None, key
     return puzzles[:max_groups]
 
 
+def exchanged(num_puzzles: int, seed: int, option: str) -> Int64[np.ndarray, " puzzles"]:
+    """For each puzzle another one, drawn once from a seed: the puzzles stand in one cycle, so none keeps its own.
+
+    Raises:
+        DatasetError: there is only one; `option` names what asked for it.
+    """
+    if num_puzzles < 2:
+        raise DatasetError(f"{option} needs two puzzles to exchange, there is {num_puzzles}")
+    order = np.random.default_rng(seed).permutation(num_puzzles)
+    partner = np.empty(num_puzzles, dtype=np.int64)
+    partner[order] = np.roll(order, 1)
+    return partner
+
+
 class PairTable:
     """The pairs of chosen puzzles as padded matrices (puzzle, pair), so that samples are drawn without a loop."""
 

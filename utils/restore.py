@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int64
 
 from config.schema import ConfigError, TrainConfig, validate_config
-from dataset.fewshot_puzzle_dataset import Batch, FewshotEvalDataset
+from dataset.fewshot_puzzle_dataset import Batch, FewshotEvalDataset, exchanged
 from dataset.store import DatasetError, DatasetMetadata, load_stores
 from models import create_model
 from models.act import RecursiveReasoner
@@ -32,13 +32,8 @@ class ShuffledConditions(FewshotEvalDataset):
 
     def __init__(self, *args: Any, keys: Sequence[str], seed: int = 0, **options: Any):
         super().__init__(*args, **options)
-        num_puzzles = len(self.puzzles)
-        if num_puzzles < 2:
-            raise DatasetError(f"--shuffle needs two puzzles to exchange, the data set has {num_puzzles} to evaluate")
-        order = np.random.default_rng(seed).permutation(num_puzzles)
-        partner = np.empty(num_puzzles, dtype=np.int64)
-        partner[order] = np.roll(order, 1)  # one cycle, so that no puzzle keeps its own
-        first = np.searchsorted(self.query_row, np.arange(num_puzzles))
+        partner = exchanged(len(self.puzzles), seed, "--shuffle")
+        first = np.searchsorted(self.query_row, np.arange(len(self.puzzles)))
         self.keys, self.donor = keys, first[partner[self.query_row]]
 
     def queries(self, indices: Int64[np.ndarray, " batch"]) -> Batch:

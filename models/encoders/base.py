@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from models.attention import uses_varlen_kernel
+from models.machine import best_dtype
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,14 @@ def fixed_length_output(
 
 
 def forward_dtype(config: Any) -> torch.dtype:
-    """The dtype that activations are computed in (`arch.forward_dtype`; `auto` has been resolved by then)."""
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[config.forward_dtype]
+    """The dtype that activations are computed in (`arch.forward_dtype`).
+
+    A run replaces `auto` by what suits its device (`config.schema.with_dtype`); else it is what suits the machine's.
+    """
+    name = config.forward_dtype
+    if name == "auto":
+        name = best_dtype(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
 
 
 def packs_by_view(device: torch.device, dtype: torch.dtype) -> bool:

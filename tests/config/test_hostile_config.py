@@ -10,7 +10,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from config import schema
-from config.schema import MAX_INT, MAX_OVERRIDE_CHARS, ConfigError, dump_config, load_config, validate_config
+from config.arch_schema import MAX_INT
+from config.schema import MAX_OVERRIDE_CHARS, ConfigError, dump_config, load_config, validate_config
 from utils.run_folder import create_run_folder, run_folder
 from utils.train_loop import main
 

@@ -177,7 +177,8 @@ def test_a_config_file_may_hold_options_that_are_not_used(overrides: list[str]) 
 
 
 def test_options_are_used_again_when_their_condition_is_given_back() -> None:
-    load_config(NAME, ["ema=true", "ema_rate=0.9", "encoder_lr_scale=0.5", "arch.halt_exploration_prob=0.3"])
+    config = load_config(NAME, ["ema=true", "ema_rate=0.9", "encoder_lr_scale=0.5", "arch.halt_exploration_prob=0.3"])
+    assert (config.ema_rate, config.encoder_lr_scale, config.arch.halt_exploration_prob) == (0.9, 0.5, 0.3)
 
 
 @pytest.mark.parametrize("overrides", [["arch.hidden_size=60"], ["arch.num_heads=5"], ["arch.hidden_size=8"]])
@@ -306,3 +307,8 @@ def test_the_schema_composes_in_a_fresh_process(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("override", ["+batch_size=4", "++num_epochs=3", "+hidden_size=7"])
+def test_a_shorthand_of_another_system_is_an_unknown_key(override: str) -> None:
+    assert f"unknown key '{override.lstrip('+').split('=')[0]}'" in refusal(override)

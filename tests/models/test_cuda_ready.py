@@ -154,6 +154,12 @@ def test_what_auto_means() -> None:
     assert best_dtype(cpu) in ("bfloat16", "float32")
 
 
+def test_a_model_made_with_dtype_auto_computes_in_the_machines_best(shrunk_config: Load, store: PuzzleStore) -> None:
+    model = create_model(shrunk_config("arch.forward_dtype=auto").arch, store.metadata)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    assert str(model.inner.dtype) == f"torch.{best_dtype(device)}"
+
+
 @pytest.mark.parametrize("lengths", [[5, 7, 8, 40], [30], [1, 1, 2]])
 def test_bfloat16_attention_has_the_gradients_of_float32(lengths: list[int]) -> None:
     """The backward pass that is written out for half precision, on lengths that share a padded group."""

@@ -13,6 +13,8 @@ import torch.distributed as dist
 from config.schema import TrainConfig
 from dataset.fewshot_puzzle_dataset import FewshotTrainDataset
 from dataset.store import DatasetError, PuzzleStore
+from models.layers import TransformerBlock
+from models.machine import best_dtype
 from utils.distributed import Ranks
 from utils.train_loop import Trainer, TrainingError, create_trainer, fit, seen_in_training, summary
 
@@ -291,3 +293,19 @@ def test_the_training_step_trains_every_parameter(make_trainer: MakeTrainer) -> 
     for number in range(2):
         trainer.train_step(trainer.train_data[number])
     assert not [name for name, p in trainer.model.named_parameters() if torch.equal(p, before[name])]
+
+
+@pytest.mark.parametrize(("choice", "compiled"), [("on", True), ("off", False), ("auto", False)])
+def test_compile_prepares_every_block_of_a_run_on_the_cpu_only_when_asked(
+    make_trainer: MakeTrainer, choice: str, compiled: bool
+) -> None:
+    trainer = make_trainer(f"compile={choice}")
+    blocks = [m for m in trainer.model.modules() if isinstance(m, TransformerBlock)]
+    assert len(blocks) >= 3
+    assert {block._compiled_call_impl is not None for block in blocks} == {compiled}
+
+
+def test_a_run_writes_down_the_dtype_that_auto_became(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("arch.forward_dtype=auto")
+    assert trainer.config.arch.forward_dtype == best_dtype(trainer.ranks.device)
+    assert str(trainer.model.inner.dtype) == f"torch.{trainer.config.arch.forward_dtype}"

@@ -125,9 +125,11 @@ def test_two_ranks_train_the_embeddings_as_one_does(
             state = open_checkpoint(f"runs/etrm-arc/ranks-{world_size}").model_state()
         tables.append(state["inner.puzzle_emb.weights"])
     one, two = tables
-    assert one.any()
+    touched = one.any(1)
+    assert touched.sum() > 10
+    assert torch.equal(touched, two.any(1))
     # A sum of gradients near zero may change its sign with the order of addition: rare, and one step of 2 · lr.
-    assert ((one - two).abs() > 1e-5).float().mean() < 0.01
+    assert ((one - two)[touched].abs() > 1e-5).float().mean() < 0.02
 
 
 @pytest.mark.parametrize("steps", [1, 4])
