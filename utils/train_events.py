@@ -5,11 +5,14 @@ import logging
 import time
 from typing import NoReturn
 
+from evaluators.arc import QueryResult
 from utils import distributed
 from utils.checkpoint import write_folder_file
 from utils.evaluation import EvaluationStopped
 from utils.metric_window import MetricWindow
-from utils.train_metrics import prediction_html
+from utils.pages import predictions_page
+from utils.traces import write_traces
+from utils.train_metrics import shown_predictions
 from utils.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -57,13 +60,14 @@ def evaluate_and_save(trainer: Trainer) -> dict[str, float]:
     config, logger, progress = trainer.config, trainer.logger, trainer.progress
     is_last = trainer.step == trainer.total_steps
     metrics: dict[str, float] = {}
+    results: list[QueryResult] = []
     if len(trainer.eval_data.query_row):
         try:
             evaluation = trainer.evaluate(f"evaluate (step {trainer.step})")
         except EvaluationStopped:
             progress.evaluation_due = True
             save_and_stop(trainer)
-        metrics = evaluation.metrics
+        metrics, results = evaluation.metrics, evaluation.results
         logger.log(trainer.step, {**metrics, "epoch": trainer.epoch})
         if logger.folder is not None and config.evaluators:
             write_folder_file(logger.folder / "submission.json", json.dumps(evaluation.submission))
@@ -73,7 +77,10 @@ def evaluate_and_save(trainer: Trainer) -> dict[str, float]:
     every = config.log_predictions_every
     if every and (progress.evaluations % every == 0 or is_last) and trainer.ranks.is_first:
         with trainer.averaged_weights():
-            logger.log_page(trainer.step, "predictions.html", prediction_html(trainer))
+            sections = shown_predictions(trainer, results)
+        write_traces(trainer.folder, trainer.step, sections)
+        title = f"Predictions after step {trainer.step}"
+        logger.log_page(trainer.step, "predictions.html", predictions_page(title, sections))
     is_best = is_best_so_far(trainer, metrics)
     if config.checkpoint_every_eval or is_last or is_best or saves_by_the_clock(trainer):
         trainer.save_checkpoint()

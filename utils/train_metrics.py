@@ -1,16 +1,19 @@
-"""What a training run logs of its steps, the page of its predictions, and the table that ends it."""
+"""What a training run logs of its steps, what it keeps of its predictions, and the table that ends it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from evaluators.arc import QueryResult
 from utils import distributed
 from utils.diagnostics import encoder_health
-from utils.report import predictions_page, shown_queries
+from utils.traces import QueryTrace, plain_queries, trace_queries, with_votes
 from utils.trainer import Trainer
 
 SHOWN_QUERIES = 16
+SHOWN_VOTES = 5
 
 
 def step_metrics(
@@ -36,14 +39,18 @@ def step_metrics(
     return metrics
 
 
-def prediction_html(trainer: Trainer) -> str:
-    """The page of the first training and held-out queries."""
+def shown_predictions(trainer: Trainer, results: Sequence[QueryResult] = ()) -> dict[str, list[QueryTrace]]:
+    """What the model does with the first training and held-out queries.
+
+    Args:
+        results: the votes of the evaluation that was just made.
+    """
     device = trainer.ranks.device
-    sections = {
-        "Training puzzles": shown_queries(trainer.model, trainer.train_queries, SHOWN_QUERIES, device),
-        "Held-out puzzles": shown_queries(trainer.model, trainer.eval_data, SHOWN_QUERIES, device),
-    }
-    return predictions_page(f"Predictions after step {trainer.step}", sections)
+    sections: dict[str, list[QueryTrace]] = {}
+    for name, data in (("Training puzzles", trainer.train_queries), ("Held-out puzzles", trainer.eval_data)):
+        sections[name] = trace_queries(trainer.model, data, plain_queries(data, SHOWN_QUERIES), device)
+    sections["Held-out puzzles"] = with_votes(sections["Held-out puzzles"], trainer.eval_data, results, SHOWN_VOTES)
+    return sections
 
 
 def summary(metrics: dict[str, float], folder: Path) -> str:

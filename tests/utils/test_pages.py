@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from dataset.grids import Grid
-from utils.report import PALETTE, ShownQuery, grid_svg, predictions_page, shown_queries
+from evaluators.eos_utils import crop_grid_from_eos
+from utils.pages import PALETTE, grid_svg, predictions_page
+from utils.traces import QueryTrace, StepPrediction, plain_queries, read_traces, trace_queries, with_votes, write_traces
 from utils.train_loop import SHOWN_QUERIES, Trainer
 
 MakeTrainer = Callable[..., Trainer]
@@ -49,9 +51,9 @@ def drawn_cells(svg: str) -> dict[tuple[int, int], str]:
     return cells
 
 
-def shown(name: str = "puzzle, test 1", truth: Grid | None = None, confidence: float = 0.5) -> ShownQuery:
+def shown(name: str = "puzzle", truth: Grid | None = None, confidence: float = 0.5) -> QueryTrace:
     one, two = np.full((2, 3), 1, dtype=np.uint8), np.full((3, 2), 2, dtype=np.uint8)
-    return ShownQuery(name, [(one, two), (two, one)], one, two, truth, confidence)
+    return QueryTrace(name, 1, ((one, two), (two, one)), one, truth, (StepPrediction(two, confidence),))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (30, 30)])
@@ -92,7 +94,7 @@ def test_right_wrong_and_unknown_are_told_apart_and_counted() -> None:
     assert [q.is_right for q in (right, wrong, other_shape, unknown)] == [True, False, False, False]
     text = Page(predictions_page("t", {"Some": [right, wrong, other_shape, unknown]})).text
     assert "1 of 4" in text
-    verdicts = re.findall(r"(\w): *\s*(right|wrong|no known solution)", text)
+    verdicts = re.findall(r"(\w), test 1: *\s*(right|wrong|no known solution)", text)
     assert verdicts == [("r", "right"), ("w", "wrong"), ("s", "wrong"), ("u", "no known solution")]
 
 
@@ -132,22 +134,64 @@ def test_no_more_than_the_wanted_number_of_queries_is_shown(make_trainer: MakeTr
     trainer = make_trainer(
         f"max_eval_groups={SHOWN_QUERIES + 3}", "max_eval_augmentations=2", "arch.halt_max_steps=1", "ema=false"
     )
-    device = torch.device("cpu")
-    assert len(shown_queries(trainer.model, trainer.eval_data, SHOWN_QUERIES, device)) == SHOWN_QUERIES
-    assert len(shown_queries(trainer.model, trainer.eval_data, 2, device)) == 2
-    assert len(shown_queries(trainer.model, trainer.eval_data, 1000, device)) == SHOWN_QUERIES + 3
-    assert shown_queries(trainer.model, trainer.eval_data, 0, device) == []
+    for count, found in ((SHOWN_QUERIES, SHOWN_QUERIES), (2, 2), (1000, SHOWN_QUERIES + 3), (0, 0)):
+        indices = plain_queries(trainer.eval_data, count)
+        assert len(trace_queries(trainer.model, trainer.eval_data, indices, torch.device("cpu"))) == found
 
 
 def test_the_shown_prediction_is_that_of_the_evaluation(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer("max_eval_groups=3", "max_eval_augmentations=1", "ema=false")
     torch.nn.init.normal_(trainer.model.inner.q_head.weight)
     found = trainer.evaluate()
-    queries = shown_queries(trainer.model, trainer.eval_data, 3, torch.device("cpu"))
+    queries = trace_queries(trainer.model, trainer.eval_data, plain_queries(trainer.eval_data, 3), torch.device("cpu"))
     assert trainer.model.training
     assert any(result.candidates for result in found.results)
     for query, result in zip(queries, found.results, strict=True):
         voted = [(c.grid.tolist(), pytest.approx(c.rank_key[1], rel=1e-5)) for c in result.candidates]
         assert voted == ([(query.prediction.tolist(), query.confidence)] if query.prediction.size else [])
+        assert len(query.steps) == trainer.model.max_steps
         assert query.truth is not None
         assert np.array_equal(query.truth, trainer.eval_data.store.grid(2 * result.pair + 1))
+
+
+def test_each_act_step_is_shown_as_the_rollout_gives_it(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("max_eval_groups=2", "max_eval_augmentations=1", "ema=false", "arch.canvas=full")
+    data, indices = trainer.eval_data, plain_queries(trainer.eval_data, 2)
+    traces = trace_queries(trainer.model, data, indices, torch.device("cpu"))
+    trainer.model.eval()
+    for number, outputs in enumerate(trainer.model.rollout(data.queries(indices))):
+        for trace, logits, halt in zip(traces, outputs["logits"], outputs["q_halt_logits"], strict=True):
+            step = trace.steps[number]
+            assert np.array_equal(step.grid, crop_grid_from_eos(logits[None].argmax(-1))[0])
+            assert step.confidence == pytest.approx(float(halt.sigmoid()))
+    assert number == trainer.model.max_steps - 1
+
+
+def test_traces_come_back_from_their_file_as_they_were(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    trainer = make_trainer("max_eval_groups=3", "ema=false")
+    traces = trace_queries(trainer.model, trainer.eval_data, plain_queries(trainer.eval_data, 3), torch.device("cpu"))
+    traces = with_votes(traces, trainer.eval_data, trainer.evaluate().results)
+    traces += [shown(), shown(truth=np.zeros((1, 30), dtype=np.uint8))]
+    assert any(trace.votes for trace in traces)
+    write_traces(tmp_path, 7, {"Some": traces, "None": []})
+    step, sections = read_traces(tmp_path)
+    assert (step, list(sections)) == (7, ["Some", "None"])
+    (tmp_path / "again").mkdir()
+    write_traces(tmp_path / "again", step, sections)
+    assert (tmp_path / "again" / "predictions.json").read_text() == (tmp_path / "predictions.json").read_text()
+    for before, after in zip(traces, sections["Some"], strict=True):
+        assert np.array_equal(before.input, after.input)
+        assert before.prediction.shape == after.prediction.shape
+        assert before.is_right == after.is_right
+
+
+def test_the_votes_shown_are_those_of_the_query(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("max_eval_groups=3", "max_eval_augmentations=2", "ema=false")
+    results = trainer.evaluate().results
+    data = trainer.eval_data
+    traces = trace_queries(trainer.model, data, plain_queries(data), torch.device("cpu"))
+    assert len(traces) == len(results)
+    for trace, result in zip(with_votes(traces, data, results, 1), results, strict=True):
+        assert [v.votes for v in trace.votes] == [c.votes for c in result.candidates[:1]]
+        for vote, candidate in zip(trace.votes, result.candidates, strict=False):
+            assert np.array_equal(vote.grid, candidate.grid)
