@@ -113,6 +113,8 @@ class TrainConfig(Section):
     data_workers: NonNegative
     project_name: PathPart = "etrm-arc"
     run_name: PathPart | None = None
+    wandb_group: str | None = None
+    wandb_tags: tuple[str, ...] = ()
 
     @model_validator(mode="before")
     @classmethod

@@ -80,7 +80,7 @@ def evaluate_and_save(trainer: Trainer) -> dict[str, float]:
             sections = shown_predictions(trainer, results)
         write_traces(trainer.folder, trainer.step, sections)
         title = f"Predictions after step {trainer.step}"
-        logger.log_page(trainer.step, "predictions.html", predictions_page(title, sections))
+        logger.log_page("predictions.html", predictions_page(title, sections))
     is_best = is_best_so_far(trainer, metrics)
     if config.checkpoint_every_eval or is_last or is_best or saves_by_the_clock(trainer):
         trainer.save_checkpoint()

@@ -145,12 +145,12 @@ def create_trainer(config: TrainConfig, ranks: Ranks, stop: StopRequest | None =
         puzzle_optimizer=PuzzleEmbeddingSGD(model, config.puzzle_emb_weight_decay, ranks),
         ema=EMA(model, config.ema_rate) if config.ema else None,
         trained_on=trained_on,
-        logger=RunLogger(None, config),
+        logger=RunLogger(None),
         stop=StopRequest() if stop is None else stop,
     )
     if point is not None:
         restore(trainer, point.checkpoint)
     trainer.folder = distributed.on_first_rank(lambda: open_run_folder(config, point), ranks)
     if ranks.is_first:
-        trainer.logger = RunLogger(trainer.folder, config)
+        trainer.logger = RunLogger(trainer.folder)
     return trainer

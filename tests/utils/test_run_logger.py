@@ -1,13 +1,9 @@
-"""The run folder and its logs; wandb may fail in any way and the run goes on."""
+"""The run folder and its logs."""
 
-import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import wandb
 import yaml
 
 from config.schema import TrainConfig
@@ -27,42 +23,6 @@ SHORT = (
     "checkpoint_every_eval=false",
 )
 FOLDER = Path("runs/etrm-arc/run")
-
-
-class RecordingRun:
-    """Stands where wandb's run object would."""
-
-    def __init__(self) -> None:
-        self.lines: list[tuple[int, dict[str, Any]]] = []
-        self.is_finished = False
-
-    def log(self, values: dict[str, Any], step: int) -> None:
-        self.lines.append((step, values))
-
-    def finish(self) -> None:
-        self.is_finished = True
-
-
-class FailingRun(RecordingRun):
-    def log(self, values: dict[str, Any], step: int) -> None:
-        super().log(values, step)
-        raise ConnectionError("no network")
-
-
-class RunThatCannotFinish(RecordingRun):
-    def finish(self) -> None:
-        raise ConnectionError("no network")
-
-
-@pytest.fixture
-def use_wandb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], None]:
-    """Switch wandb on, with another `wandb.init`."""
-
-    def use(init: Callable[..., Any]) -> None:
-        monkeypatch.setenv("WANDB_MODE", "offline")
-        monkeypatch.setattr(wandb, "init", init)
-
-    return use
 
 
 def test_the_run_folder_is_that_of_project_and_run_name(shrunk_config: Config) -> None:
@@ -109,7 +69,7 @@ def test_a_second_fit_under_one_name_does_not_mix_with_the_first(
 
 def test_lines_can_be_read_at_once_and_hold_finite_numbers_alone(shrunk_config: Config, metrics_of: MetricsOf) -> None:
     config = shrunk_config("+run_name=run")
-    logger = RunLogger(create_run_folder(config), config)
+    logger = RunLogger(create_run_folder(config))
     logger.log(1, {"a": 1.5, "b": float("nan"), "c": float("inf"), "d": -float("inf")})
     assert metrics_of(FOLDER) == [{"step": 1, "a": 1.5}]
     logger.log(2, {"a": 2.5})
@@ -117,125 +77,19 @@ def test_lines_can_be_read_at_once_and_hold_finite_numbers_alone(shrunk_config: 
     logger.close()
 
 
-def test_other_ranks_write_nothing(
-    shrunk_config: Config, tmp_path: Path, use_wandb: Callable[[Callable[..., Any]], None]
-) -> None:
-    started = []
-    use_wandb(lambda **options: started.append(options))
-    logger = RunLogger(None, shrunk_config())
+def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = RunLogger(None)
     logger.log(1, {"a": 1.0})
-    logger.log_page(1, "page.html", "<p>")
+    logger.log_page("page.html", "<p>")
     logger.close()
     assert not list(tmp_path.iterdir())
-    assert not started
-
-
-def test_wandb_mirrors_every_line_at_its_step(
-    shrunk_config: Config,
-    ranks: Ranks,
-    metrics_of: MetricsOf,
-    use_wandb: Callable[[Callable[..., Any]], None],
-) -> None:
-    run, options = RecordingRun(), {}
-
-    def init(**given: Any) -> RecordingRun:
-        options.update(given)
-        return run
-
-    use_wandb(init)
-    fit(shrunk_config(*SHORT, "+project_name=mirror"), ranks)
-    lines = metrics_of(Path("runs/mirror/run"))
-    mirrored = [{"step": step, **values} for step, values in run.lines if "predictions" not in values]
-    assert mirrored == lines
-    assert [step for step, values in run.lines if "predictions" in values] == [2]
-    steps = [step for step, _ in run.lines]
-    assert steps == sorted(steps)  # wandb drops steps that go backwards
-    assert run.is_finished
-    assert (options["project"], options["name"], options["mode"]) == ("mirror", "run", "offline")
-    assert options["config"]["lr"] == pytest.approx(1e-4)
-
-
-def failing_init(**options: Any) -> None:
-    raise RuntimeError("no wandb today")
-
-
-@pytest.mark.parametrize(
-    ("init", "attempts"),
-    [
-        (failing_init, None),
-        (lambda run: lambda **options: run, FailingRun),
-        (lambda run: lambda **options: run, RunThatCannotFinish),
-    ],
-    ids=["init raises", "log raises", "finish raises"],
-)
-def test_a_wandb_failure_warns_once_and_stops_nothing(
-    shrunk_config: Config,
-    ranks: Ranks,
-    metrics_of: MetricsOf,
-    use_wandb: Callable[[Callable[..., Any]], None],
-    caplog: pytest.LogCaptureFixture,
-    init: Callable[..., Any],
-    attempts: type[RecordingRun] | None,
-) -> None:
-    run = None if attempts is None else attempts()
-    use_wandb(init if run is None else init(run))
-    with caplog.at_level(logging.WARNING):
-        last = fit(shrunk_config(*SHORT), ranks)
-    assert "eval/accuracy" in last
-    assert [line["step"] for line in metrics_of(FOLDER)] == [1, 2, 2]
-    assert (FOLDER / "predictions.html").exists()
-    warnings = [record.getMessage() for record in caplog.records if "wandb" in record.getMessage()]
-    assert len(warnings) == 1
-    assert "metrics.jsonl" in warnings[0]
-    if isinstance(run, FailingRun):
-        assert len(run.lines) == 1  # it is not asked again
-
-
-@pytest.mark.parametrize(
-    ("key", "login", "mode"),
-    [(None, False, "offline"), ("0" * 40, False, "online"), (None, True, "online")],
-)
-def test_without_a_key_wandb_is_offline(
-    shrunk_config: Config,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    use_wandb: Callable[[Callable[..., Any]], None],
-    key: str | None,
-    login: bool,
-    mode: str,
-) -> None:
-    options: dict[str, Any] = {}
-    use_wandb(lambda **given: options.update(given))
-    monkeypatch.delenv("WANDB_MODE")
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    if key:
-        monkeypatch.setenv("WANDB_API_KEY", key)
-    if login:
-        (tmp_path / ".netrc").write_text(f"machine api.wandb.ai login user password {'1' * 40}\n")
-        (tmp_path / ".netrc").chmod(0o600)
-    config = shrunk_config("+run_name=run")
-    RunLogger(create_run_folder(config), config).close()
-    assert options["mode"] == mode
+    assert logger.mirror is None
 
 
 def test_a_page_is_written_into_the_run_folder(shrunk_config: Config) -> None:
     config = shrunk_config("+run_name=run")
-    logger = RunLogger(create_run_folder(config), config)
-    logger.log_page(3, "predictions.html", "<p>grün → ✓</p>")
+    logger = RunLogger(create_run_folder(config))
+    logger.log_page("predictions.html", "<p>grün → ✓</p>")
     logger.close()
     assert (FOLDER / "predictions.html").read_text(encoding="utf-8") == "<p>grün → ✓</p>"
-
-
-def test_real_wandb_works_offline(shrunk_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without an account, with the installed version: the run's files lie inside the run folder."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    config = shrunk_config("+run_name=run")
-    logger = RunLogger(create_run_folder(config), config)
-    assert logger.wandb_run is not None
-    logger.log(1, {"a": 1.0})
-    logger.log_page(1, "predictions.html", "<p>page</p>")
-    assert logger.wandb_run is not None
-    logger.close()
-    assert list(FOLDER.glob("wandb/offline-run-*/*.wandb"))
-    assert [json.loads(line) for line in (FOLDER / "metrics.jsonl").read_text().splitlines()] == [{"step": 1, "a": 1.0}]

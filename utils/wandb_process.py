@@ -1,0 +1,88 @@
+"""The process that mirrors a run into wandb, as the run sees it: started, looked at, told that the run has ended."""
+
+import logging
+import netrc
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+ROOT = Path(__file__).parents[1]
+LOG_FILE = "wandb.log"
+WAIT_SECONDS = 20.0  # a run that ends waits no longer than this for the last lines to be sent
+LATER = "metrics.jsonl has everything; python -m utils.wandb_mirror {} sends it"
+
+
+def wandb_mode() -> str:
+    """`WANDB_MODE`, or online where there is a key and offline where there is none."""
+    return os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def command(folder: Path, *, follow: bool) -> list[str]:
+    """What starts this module as a process."""
+    flags = ["--follow"] if follow else []
+    return [sys.executable, "-m", "utils.wandb_mirror", str(folder), *flags]
+
+
+def environment() -> dict[str, str]:
+    """The variables with which it finds this project from any folder."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+
+
+class Mirror:
+    """The process that follows a run folder, seen from the run. Nothing here waits or raises but `close`, which waits
+    WAIT_SECONDS at most."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.process: subprocess.Popen[bytes] | None = None
+        if wandb_mode() == "disabled":
+            return
+        try:
+            with (folder / LOG_FILE).open("ab") as output:
+                self.process = subprocess.Popen(
+                    command(folder.resolve(), follow=True),
+                    stdin=subprocess.PIPE,  # its end tells the mirror that the run has ended, however it did
+                    stdout=output,
+                    stderr=output,
+                    env=environment(),
+                    start_new_session=True,  # signals to the run are not for it
+                )
+        except OSError as error:
+            log.warning("wandb could not be started (%s); %s", error, LATER.format(folder))
+
+    def check(self) -> None:
+        """Say so, once, if the process has ended before the run."""
+        if self.process is not None and self.process.poll() is not None:
+            self._warn(self.process.returncode)
+
+    def _warn(self, status: int) -> None:
+        log.warning("wandb failed (status %d, see %s); %s", status, self.folder / LOG_FILE, LATER.format(self.folder))
+        self.process = None
+
+    def close(self) -> None:
+        """Tell the process that the run has ended, and wait a little for it."""
+        if self.process is None:
+            return
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(b"end")  # closing alone is not seen while workers have the pipe too
+            self.process.stdin.close()
+        try:
+            status = self.process.wait(WAIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.warning("wandb is still sending (process %d goes on); %s", self.process.pid, LATER.format(self.folder))
+            return
+        if status:
+            self._warn(status)
