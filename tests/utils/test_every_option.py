@@ -177,6 +177,8 @@ TESTED_ELSEWHERE = {
     "on_nonfinite": "it takes a loss that is not finite: test_reliability.py",
     "nonfinite_limit": "it takes losses that are not finite: test_reliability.py",
     "distributed_timeout_s": "it takes a rank that hangs: test_reliability.py",
+    "wandb_group": "it acts outside the run: test_wandb_mirror.py",
+    "wandb_tags": "it acts outside the run: test_wandb_mirror.py",
     "device": "a second device cannot be had everywhere: test_distributed.py",
     "arch.text_device": "a second device cannot be had everywhere",
     "arch.revision": "there is no hub to ask in a run: tests/models/test_text_reasoning.py",
