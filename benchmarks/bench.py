@@ -28,6 +28,7 @@ BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 FALL_ALLOWED = 0.25
 PADDED_STEPS = 1  # ACT steps of the padded evaluation that are timed; each costs the same
 READS = 20
+SHARES = ("float32", "compiled", "fastest")  # the forms whose share of the matrix-product rate is shown
 Row = tuple[str, ...]
 
 
@@ -36,10 +37,10 @@ def table(head: Row, rows: list[Row]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ("---",) * len(head), *rows))
 
 
-def training(store: PuzzleStore, rounds: int) -> tuple[str, dict[str, System]]:
-    """Training steps of all systems; returns the table and the systems in their fastest form."""
+def training(store: PuzzleStore, rounds: int) -> tuple[str, dict[str, dict[str, System]]]:
+    """Training steps of all systems; returns the table, and each system's compiled and fastest form."""
     rows: list[Row] = []
-    fastest: dict[str, System] = {}
+    compiled: dict[str, dict[str, System]] = {}
     for name in SYSTEMS:
         forms = {
             "float32": System(name, store),
@@ -55,13 +56,13 @@ def training(store: PuzzleStore, rounds: int) -> tuple[str, dict[str, System]]:
         packed = forms["float32"]
         products = {"products": packed.products(), "fast products": fast.products()}
         steps |= {form: function for form, (function, _) in products.items()}
-        timed = in_turn(steps, rounds, cold=["padded"])
+        timed = in_turn(steps, rounds, cold=["padded", "full"])
         peaks.watched("float32", steps["float32"])()
-        fastest[name] = fast
+        compiled[name] = {form: forms[form] for form in ("compiled", "fastest")}
         useful = packed.training_flops()
         shares = [
             timed.share(form, useful, product, products[product][1])
-            for form, product in (("float32", "products"), ("fastest", "fast products"))
+            for form, product in zip(SHARES, ("products", "products", "fast products"), strict=True)
         ]
         memory = [peaks.megabytes[form] for form in ("float32", "padded")]
         rows.append(
@@ -85,41 +86,42 @@ def training(store: PuzzleStore, rounds: int) -> tuple[str, dict[str, System]]:
         "full / task canvas",
         "float32 / bfloat16",
         "eager / compiled",
-        "of the matrix-product rate: float32, fastest",
+        f"of the matrix-product rate: {', '.join(SHARES)}",
         "useful GFLOP",
         "peak memory, padded / packed",
     )
-    return table(head, rows), fastest
+    return table(head, rows), compiled
 
 
-def evaluation(store: PuzzleStore, fastest: dict[str, System], rounds: int) -> str:
+def evaluation(store: PuzzleStore, compiled: dict[str, dict[str, System]], rounds: int) -> str:
     """Votes of all systems: 16 ACT steps, against the padded form that encodes again at each of them."""
     rows: list[Row] = []
     for name in SYSTEMS:
-        packed, padded, fast = System(name, store), System(name, store, padded=True), fastest[name]
-        products, fast_products = packed.products(), fast.products()
+        packed, padded = System(name, store), System(name, store, padded=True)
+        products, fast_products = packed.products(), compiled[name]["fastest"].products()
         variants: dict[str, Callable[[], object]] = {
             "float32": packed.vote,
-            "fastest": fast.vote,
+            **{form: system.vote for form, system in compiled[name].items()},
             "padded": lambda system=padded: system.evaluation_steps(PADDED_STEPS),
             "products": products[0],
             "fast products": fast_products[0],
         }
-        timed = in_turn(variants, rounds, cold=["padded"])
+        for system in compiled[name].values():
+            system.evaluation_steps(1)  # compiles
+        timed = in_turn(variants, rounds, cold=[*SHARES, "padded"])
         steps = packed.model.max_steps / PADDED_STEPS
         ratios = [timed.ratio("padded", form) for form in ("float32", "fastest")]
         against = [str(Ratio(r.median * steps, r.low * steps, r.high * steps)) for r in ratios]
-        shares = [
-            timed.share("float32", packed.vote_flops(), "products", products[1]),
-            timed.share("fastest", packed.vote_flops(), "fast products", fast_products[1]),
-        ]
+        useful = packed.vote_flops()
+        shares = [timed.share(form, useful, "products", products[1]) for form in ("float32", "compiled")]
+        shares.append(timed.share("fastest", useful, "fast products", fast_products[1]))
         rows.append((name, *against, ", ".join(f"{100 * share:.0f} %" for share in shares)))
         progress(rows[-1])
     head = (
         "one vote (16 ACT steps)",
         "padded / packed, float32",
         "padded float32 / fastest",
-        "of the matrix-product rate: float32, fastest",
+        f"of the matrix-product rate: {', '.join(SHARES)}",
     )
     return table(head, rows)
 
@@ -148,11 +150,11 @@ def growth(store: PuzzleStore, rounds: int) -> str:
     return table(("ETRM's training step, float32", "time / base", "useful FLOP / base"), rows)
 
 
-def pipeline(store: PuzzleStore, fastest: dict[str, System], rounds: int) -> str:
+def pipeline(store: PuzzleStore, compiled: dict[str, dict[str, System]], rounds: int) -> str:
     """Batches read against the fastest training step, and the time to build the data set."""
     rows: list[Row] = []
     for name in ("TRM", "ETRM"):
-        system = fastest[name]
+        system = compiled[name]["fastest"]
 
         def read(data: object = system.data) -> None:
             for number in range(1, READS + 1):
@@ -240,9 +242,9 @@ def main() -> None:
         parser.exit(2, f"error: {REFERENCE.name} is not there to compare with: make it with --write\n")
     if arguments.check:
         sys.exit(check(store, max(3, arguments.rounds)))
-    steps, fastest = training(store, arguments.rounds)
-    parts = [machine(), parity(store), steps, evaluation(store, fastest, arguments.rounds)]
-    parts += [growth(store, arguments.rounds), pipeline(store, fastest, arguments.rounds)]
+    steps, compiled = training(store, arguments.rounds)
+    parts = [machine(), parity(store), steps, evaluation(store, compiled, arguments.rounds)]
+    parts += [growth(store, arguments.rounds), pipeline(store, compiled, arguments.rounds)]
     text = "\n\n".join(parts)
     print(text)
     if arguments.write:

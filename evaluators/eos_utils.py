@@ -12,23 +12,23 @@ TokensLike = Tensor | np.ndarray
 
 
 def crop_extents(
-    tokens: Int[np.ndarray, "batch 900"], offsets: Int[np.ndarray, "batch 2"] | None = None
-) -> Int[np.ndarray, "batch 2"]:
-    """Height and width of the grid that `crop_grid_from_eos` reads."""
-    batch = len(tokens)
-    is_color = ((tokens >= COLOR_OFFSET) & (tokens <= MAX_TOKEN)).reshape(batch, CANVAS_SIDE, CANVAS_SIDE)
+    tokens: Int[Tensor, "batch 900"], offsets: Int[Tensor, "batch 2"] | None = None
+) -> Int[Tensor, "batch 2"]:
+    """Height and width of the grid that `crop_grid_from_eos` reads; on a device nothing waits for it."""
+    is_color = ((tokens >= COLOR_OFFSET) & (tokens <= MAX_TOKEN)).unflatten(1, (CANVAS_SIDE, CANVAS_SIDE))
+    side = torch.arange(CANVAS_SIDE, device=tokens.device)
     if offsets is not None:
-        row = np.arange(CANVAS_SIDE) + np.asarray(offsets)[:, :1]
-        column = np.arange(CANVAS_SIDE) + np.asarray(offsets)[:, 1:]
+        row, column = (side + offsets[:, axis, None] for axis in range(2))  # (b, 30) each
         inside = (row < CANVAS_SIDE)[:, :, None] & (column < CANVAS_SIDE)[:, None, :]
-        row, column = np.minimum(row, CANVAS_SIDE - 1), np.minimum(column, CANVAS_SIDE - 1)
-        is_color = is_color[np.arange(batch)[:, None, None], row[:, :, None], column[:, None, :]] & inside
-    unbroken = np.cumprod(is_color, axis=2, dtype=np.int64).sum(axis=2)  # (b, 30) cells from the left edge
-    widths = np.minimum.accumulate(unbroken, axis=1)
-    areas = widths * np.arange(1, CANVAS_SIDE + 1)
-    best = areas.argmax(axis=1)  # the first of equals: fewest rows
-    chosen = np.stack([best + 1, widths[np.arange(batch), best]], axis=1)
-    return np.where(areas.max(axis=1, keepdims=True) > 0, chosen, 0)
+        row, column = row.clamp(max=CANVAS_SIDE - 1), column.clamp(max=CANVAS_SIDE - 1)
+        sample = torch.arange(len(tokens), device=tokens.device)[:, None, None]
+        is_color = is_color[sample, row[:, :, None], column[:, None, :]] & inside
+    unbroken = is_color.long().cumprod(dim=2).sum(dim=2)  # (b, 30) cells from the left edge
+    widths = unbroken.cummin(dim=1).values
+    areas = widths * (side + 1)
+    best = (areas * CANVAS_SIDE - side).argmax(dim=1)  # of equal areas the one with fewest rows
+    found = torch.stack([best + 1, widths.gather(1, best[:, None]).squeeze(1)], dim=1)
+    return torch.where(areas.amax(dim=1, keepdim=True) > 0, found, 0)
 
 
 def crop_grid_from_eos(tokens: TokensLike, offsets: TokensLike | None = None) -> list[Grid]:
@@ -44,20 +44,17 @@ def crop_grid_from_eos(tokens: TokensLike, offsets: TokensLike | None = None) ->
     Raises:
         ValueError: another shape.
     """
-    values = _numpy(tokens)
-    if values.ndim != 2 or values.shape[1] != CANVAS_SIDE**2:
+    values = torch.as_tensor(tokens)
+    if values.dim() != 2 or values.shape[1] != CANVAS_SIDE**2:
         raise ValueError(f"expected tokens of shape (B, {CANVAS_SIDE**2}), not {tuple(values.shape)}")
-    corners = np.zeros((len(values), 2), dtype=np.int64) if offsets is None else _numpy(offsets).astype(np.int64)
-    extents = crop_extents(values, None if offsets is None else corners)
-    canvases = values.reshape(-1, CANVAS_SIDE, CANVAS_SIDE)
+    corners = torch.zeros(len(values), 2) if offsets is None else torch.as_tensor(offsets)
+    corners = corners.to(values.device, torch.int64)
+    extents = crop_extents(values, None if offsets is None else corners).tolist()
+    canvases = values.detach().cpu().numpy().reshape(-1, CANVAS_SIDE, CANVAS_SIDE)
     return [
         (canvas[r : r + h, c : c + w] - COLOR_OFFSET).astype(np.uint8)
-        for canvas, (r, c), (h, w) in zip(canvases, corners, extents, strict=True)
+        for canvas, (r, c), (h, w) in zip(canvases, corners.tolist(), extents, strict=True)
     ]
-
-
-def _numpy(value: TokensLike) -> np.ndarray:
-    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
 
 
 def counted_targets(targets: Int[Tensor, "*shape"], include_eos: bool) -> Bool[Tensor, "*shape"]:
@@ -87,5 +84,8 @@ def compute_exact_match(predictions: Tensor, targets: Int[Tensor, "batch 900"]) 
     """
     if predictions.dim() == 3:
         predictions = predictions.argmax(-1)
-    pairs = zip(crop_grid_from_eos(predictions), crop_grid_from_eos(targets), strict=True)
-    return torch.tensor([np.array_equal(p, t) for p, t in pairs], dtype=torch.bool, device=targets.device)
+    extents = crop_extents(targets)
+    side = torch.arange(CANVAS_SIDE, device=targets.device)
+    inside = (side < extents[:, :1])[:, :, None] & (side < extents[:, 1:])[:, None, :]  # (b, 30, 30)
+    are_equal = (predictions == targets) | ~inside.flatten(1)
+    return are_equal.all(dim=1) & (crop_extents(predictions) == extents).all(dim=1)

@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
@@ -41,12 +40,11 @@ class Evaluation:
     submission: dict[str, list[dict[str, list[list[int]]]]] = field(default_factory=dict)
 
 
-def runs_into_canvas_edge(batch: Batch, predictions: Tensor) -> Bool[np.ndarray, " batch"]:
+def runs_into_canvas_edge(batch: Batch, predictions: Tensor) -> Bool[Tensor, " batch"]:
     """Which predicted grids reach the last row or column of their task canvas, so that a border may be cut off."""
-    start, end = (bound.cpu().numpy() for bound in task_canvas_bounds(batch, include_labels=False))
-    extents = crop_extents(predictions.cpu().numpy(), start)
-    side = CANVAS_SIDE
-    return ((extents > 0) & (start + extents == end) & (end < side)).any(axis=1)
+    start, end = task_canvas_bounds(batch, include_labels=False)
+    extents = crop_extents(predictions, start)
+    return ((extents > 0) & (start + extents == end) & (end < CANVAS_SIDE)).any(dim=1)
 
 
 def final_outputs(model: RecursiveReasoner, batch: Batch) -> Iterator[dict[str, Tensor]]:
@@ -57,15 +55,15 @@ def final_outputs(model: RecursiveReasoner, batch: Batch) -> Iterator[dict[str, 
     for step, outputs in enumerate(model.rollout(batch)):
         if step < steps - 1:
             yield outputs
-    at_edge = np.zeros(len(batch["inputs"]), dtype=bool)
+    at_edge = torch.zeros(len(batch["inputs"]), dtype=torch.bool, device=batch["inputs"].device)
     if model.config.canvas == "task":
         at_edge = runs_into_canvas_edge(batch, outputs["logits"].argmax(-1))
-    rows = torch.from_numpy(np.flatnonzero(at_edge)).to(outputs["logits"].device)
+    rows = at_edge.nonzero().squeeze(1)
     if len(rows):
         *_, again = model.rollout({key: value[rows] for key, value in batch.items()}, canvas="full")
         for key in ("logits", "q_halt_logits", "q_continue_logits"):
             outputs[key] = outputs[key].index_copy(0, rows, again[key])
-    yield {**outputs, "rerun": torch.from_numpy(at_edge).to(outputs["logits"].device)}
+    yield {**outputs, "rerun": at_edge}
 
 
 class Totals:

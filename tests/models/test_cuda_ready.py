@@ -25,6 +25,7 @@ from tests.conftest import small_batch
 
 Load = Callable[..., TrainConfig]
 ETRM, ETRMTRM, TRM = (f"cfg_pretrain_{name}_arc_agi_1" for name in ("etrm", "etrmtrm", "trm"))
+HYBRID, TEXT_WIDTH = "cfg_pretrain_trm_hybrid", 24
 # Synchronisations of a step: packing the encoder's and the decoder's tokens, and picking the valid pairs.
 MODELS = [
     pytest.param(TRM, (), 1, id="trm"),
@@ -35,6 +36,7 @@ MODELS = [
     pytest.param(ETRM, ("arch.encoder_type=lpn_variational",), 2, id="lpn_variational"),
     pytest.param(ETRMTRM, ("arch.recurrent_encoder_type=recurrent_standard",), 3, id="A"),
     pytest.param(ETRMTRM, ("arch.recurrent_encoder_type=trm_style",), 2, id="B"),
+    pytest.param(HYBRID, (f"arch.text_hidden_size={TEXT_WIDTH}",), 1, id="hybrid"),
 ]
 
 
@@ -71,7 +73,8 @@ def test_a_training_step_on_cudas_path_asks_for_no_value_beyond_what_packing_nee
     config = shrunk_config("arch.forward_dtype=bfloat16", *overrides, config_name=name)
     model = create_model(config.arch, store.metadata).to("meta").train()
     head = create_loss_head(config.arch, model)
-    on_meta = {key: value.to("meta") for key, value in batch.items()}
+    latents = {"z_init": torch.randn(6, TEXT_WIDTH)} if name == HYBRID else {}
+    on_meta = {key: value.to("meta") for key, value in (batch | latents).items()}
     carry = model.initial_carry(on_meta)
     with CountedSizes() as counted:
         carry, loss, sums, _ = head(carry, on_meta)
@@ -80,7 +83,7 @@ def test_a_training_step_on_cudas_path_asks_for_no_value_beyond_what_packing_nee
     assert (counted.questions, counted.values_asked) == (synchronisations, 0)
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
     assert all(value.dim() == 0 for value in sums.values())
-    assert carry.inner_carry.z_H.shape == (6, 916, 32)
+    assert carry.inner_carry.z_H.shape == (6, 900 if name == HYBRID else 916, 32)
 
 
 def test_asking_for_a_value_is_noticed() -> None:

@@ -411,7 +411,7 @@ def test_only_samples_at_the_edge_are_predicted_again_and_only_in_the_last_step(
     with torch.no_grad():
         found = list(final_outputs(model, batch))
         on_task, on_full = list(model.rollout(batch)), list(model.rollout(batch, canvas="full"))
-    expected = torch.from_numpy(runs_into_canvas_edge(batch, on_task[-1]["logits"].argmax(-1)))
+    expected = runs_into_canvas_edge(batch, on_task[-1]["logits"].argmax(-1))
     rerun = found[-1]["rerun"]
     assert torch.equal(rerun, expected)
     assert rerun.any()
