@@ -22,14 +22,14 @@ class Explanation:
 
     changed: the cells that each ACT step changed; for the first, all that it predicted.
     donor: the task whose demonstrations were shown instead.
-    swapped: what was predicted with those.
+    swapped: the grid that was predicted with those.
     same_demonstrations: the donor has the demonstrations of the task itself, so that nothing was swapped.
     """
 
     trace: QueryTrace
     changed: tuple[int, ...]
     donor: str
-    swapped: QueryTrace
+    swapped: Grid
     same_demonstrations: bool
 
     @property
@@ -40,7 +40,7 @@ class Explanation:
     @property
     def swap_changes(self) -> int:
         """In how many cells the last prediction differs with the other demonstrations."""
-        return changed_cells(self.trace.prediction, self.swapped.prediction)
+        return changed_cells(self.trace.prediction, self.swapped)
 
 
 def changed_cells(before: Grid, after: Grid) -> int:
@@ -62,17 +62,17 @@ def explain(solver: Solver, tasks: Sequence[Task], traces: Sequence[QueryTrace],
     data = solver.shuffled_queries(store_of_tasks(shown, 0, seed), seed)
     rows = plain_queries(data, len(traces))  # those of the tasks, without the donor's own
     donors = data.query_puzzle[data.donor[rows]]
-    swapped = solver.trace(data, rows)
+    others = solver.trace(data, rows)
     tasks_by_id, most = {task.id: task for task in shown}, solver.config.max_demos
     return [
         Explanation(
             trace=trace,
             changed=_changes(trace),
             donor=shown[donor].id,
-            swapped=other,
+            swapped=other.prediction,
             same_demonstrations=_shown(tasks_by_id[trace.puzzle], most) == _shown(shown[donor], most),
         )
-        for trace, other, donor in zip(traces, swapped, donors, strict=True)
+        for trace, other, donor in zip(traces, others, donors, strict=True)
     ]
 
 

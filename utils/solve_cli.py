@@ -14,12 +14,11 @@ from dataset.store import DatasetError
 from dataset.task_files import load_tasks
 from evaluators.arc import Submission
 from utils.checkpoint import CheckpointError, write_folder_file
-from utils.evaluation import EvaluationStopped
 from utils.explain import explain
 from utils.pages import predictions_page
 from utils.signals import StopRequest
 from utils.solver import DEFAULT_ATTEMPTS, DEFAULT_VOTES, Solution, Solver
-from utils.terminal import COLOR_CHOICES, make_console, print_explanation, print_solution, score_lines
+from utils.terminal import COLOR_CHOICES, make_console, print_explanation, print_line, print_solution, score_lines
 from utils.traces import QueryTrace
 
 log = logging.getLogger(__name__)
@@ -74,7 +73,14 @@ def check_output_folder(folder: Path) -> None:
 
 
 def tell(solver: Solver, tasks: Sequence[Task], solutions: Sequence[Solution], votes: int) -> None:
-    """Warn of what a reader of the figures should know."""
+    """Say what a reader of the answers should know."""
+    known = sum(s.trace.truth is not None for s in solutions)
+    if known:
+        log.info(
+            "%d of %d test inputs come with their outputs: these are compared, not given to the model",
+            known,
+            len(solutions),
+        )
     most = solver.config.max_demos
     unknown = solver.checkpoint.trained_on.unknown_origin
     if unknown:
@@ -115,16 +121,15 @@ def run(arguments: argparse.Namespace) -> None:
     solutions, submission = solver.solve(tasks, votes=votes, attempts=attempts, seed=seed)
     explanations = explain(solver, tasks, [s.trace for s in solutions], seed) if arguments.explain else []
     write_outputs(arguments.output_dir, submission, page(solver, solutions))
+    tell(solver, tasks, solutions, votes)
     console = make_console(arguments.color)
     for number, solution in enumerate(solutions):
         print_solution(console, solution)
         if explanations:
             print_explanation(console, explanations[number])
-    console.print()
-    for line in score_lines(solutions, attempts):
-        console.print(line)
-    console.print(f"written: {arguments.output_dir / SUBMISSION_FILE}, {arguments.output_dir / PAGE_FILE}")
-    tell(solver, tasks, solutions, votes)
+    folder = arguments.output_dir
+    for line in ("", *score_lines(solutions, attempts), f"written: {folder / SUBMISSION_FILE}, {folder / PAGE_FILE}"):
+        print_line(console, line)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -143,5 +148,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.exit(2, f"error: {error}\n")
     except OSError as error:
         parser.exit(2, f"error: {error}\n")
-    except (KeyboardInterrupt, EvaluationStopped):
+    except KeyboardInterrupt:
         parser.exit(SIGINT_STATUS, "interrupted\n")

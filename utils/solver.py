@@ -113,7 +113,6 @@ class Solver:
         votes: int = DEFAULT_VOTES,
         attempts: int = DEFAULT_ATTEMPTS,
         seed: int = 0,
-        stop: Any = False,
     ) -> tuple[list[Solution], Submission]:
         """The answers to all test inputs, in order, and the submission of them.
 
@@ -121,17 +120,15 @@ class Solver:
             votes: versions of each task that are asked; the first is the task as it is. A task with fewer distinct
                 versions is asked with those.
             seed: draws the versions, with the place of a task among `tasks`.
-            stop: see `utils.evaluation.evaluate`.
 
         Raises:
             ValueError: `votes` or `attempts` below 1, a negative seed, no tasks.
             TextModelError: a TRM hybrid's language model or a text cannot be used.
-            EvaluationStopped: `stop` became true.
         """
         _check(tasks, votes=votes, attempts=attempts, seed=seed)
         data = self.queries(store_of_tasks(tasks, votes - 1, seed))
         head = create_loss_head(self.config.arch, self.model)
-        results = evaluate(head, data, self.ranks, description="solve", stop=stop).results
+        results = evaluate(head, data, self.ranks, description="solve").results
         seen = self.checkpoint.trained_on
         voting = ARC(data, seen.pair_hashes, bool(seen.unknown_origin))
         traces = with_votes(self.trace(data, plain_queries(data)), data, results)

@@ -1,6 +1,5 @@
 """Answers to tasks as a person reads them in a terminal: grids in colour, or in digits where there is no colour."""
 
-import os
 import shutil
 from collections.abc import Sequence
 from typing import TextIO
@@ -16,7 +15,6 @@ from dataset.grids import Grid
 from utils.explain import Explanation
 from utils.pages import PALETTE
 from utils.solver import Solution
-from utils.traces import VotedGrid
 
 COLOR_CHOICES = ("auto", "always", "never")
 CELL = "  "
@@ -30,22 +28,19 @@ def make_console(color: str = "auto", file: TextIO | None = None) -> Console:
         color: `auto` draws colours on a terminal, unless the environment has a NO_COLOR that is not empty.
     """
     width = shutil.get_terminal_size().columns
-    plain = {"highlight": False, "markup": False, "emoji": False, "soft_wrap": False, "width": width, "file": file}
     if color == "always":
-        environment = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "TERM")}
-        return Console(color_system="truecolor", force_terminal=True, _environ=environment, **plain)
-    return Console(color_system=None, **plain) if color == "never" else Console(**plain)
+        return Console(file=file, width=width, color_system="truecolor", force_terminal=True, no_color=False)
+    return Console(file=file, width=width, color_system="auto" if color == "auto" else None)
 
 
-def draws_colors(console: Console) -> bool:
-    return console.color_system is not None and not console.no_color
+def print_line(console: Console, text: str = "", style: str = "") -> None:
+    """Text as it is: what looks like markup, a path or a number is left alone, and lines break where it says."""
+    console.print(Text(text, style), soft_wrap=True)
 
 
 def grid_text(grid: Grid, *, colored: bool) -> Text:
     """A grid, a line for each row: two spaces on the cell's colour, or its digit."""
-    if not grid.size:
-        return Text("(no grid)")
-    text = Text(no_wrap=True, overflow="ignore", end="")
+    text = Text(no_wrap=True)
     for number, row in enumerate(grid.tolist()):
         text.append("\n" if number else "")
         for cell in row:
@@ -55,38 +50,33 @@ def grid_text(grid: Grid, *, colored: bool) -> Text:
 
 def print_solution(console: Console, solution: Solution) -> None:
     """The input, the attempts with their votes, and the truth, side by side where the terminal is wide enough."""
-    trace, colored = solution.trace, draws_colors(console)
-    captions = [("input", ""), *(_attempt(solution, a, i) for i, a in enumerate(solution.attempts, start=1))]
-    grids = [trace.input, *(attempt.grid for attempt in solution.attempts)]
+    trace = solution.trace
+    shown = [("input", "", trace.input)]
+    for number, attempt in enumerate(solution.attempts, start=1):
+        right = "" if trace.truth is None else ", right" if trace.is_truth(attempt.grid) else ", wrong"
+        votes = f"{attempt.votes} of {solution.versions} votes, confidence {100 * attempt.confidence:.0f} %"
+        shown.append((f"attempt {number}{right}", votes, attempt.grid))
     if trace.truth is not None:
-        captions.append(("truth", ""))
-        grids.append(trace.truth)
-    blocks = [
-        Group(*(Text(line, no_wrap=True) for line in caption), grid_text(grid, colored=colored))
-        for caption, grid in zip(captions, grids, strict=True)
-    ]
-    console.print()
-    console.print(Text(f"{trace.name}: {_verdict(solution)}", style="bold"))
-    widest = max(Measurement.get(console, console.options, block).maximum for block in blocks)
-    console.print(Columns(blocks, padding=(0, 3)), width=max(console.width, widest))
+        shown.append(("truth", "", trace.truth))
+    colored = console.color_system is not None and not console.no_color
+    blocks = [Group(Text(title), Text(below), grid_text(grid, colored=colored)) for title, below, grid in shown]
+    # A narrower terminal breaks lines; cells are never cut off.
+    widest = max(Measurement.get(console, console.options, grid_text(g, colored=colored)).maximum for *_, g in shown)
+    console.width = max(console.width, widest)
+    print_line(console)
+    print_line(console, f"{trace.name}: {verdict(solution)}", "bold")
+    console.print(Columns(blocks, padding=(0, 3, 1, 0)))
 
 
-def _attempt(solution: Solution, attempt: VotedGrid, number: int) -> tuple[str, str]:
-    right = ""
-    if solution.trace.truth is not None:
-        right = ", right" if solution.trace.is_truth(attempt.grid) else ", wrong"
-    votes = f"{attempt.votes} of {solution.versions} votes, confidence {100 * attempt.confidence:.0f} %"
-    return f"attempt {number}{right}", votes
-
-
-def _verdict(solution: Solution) -> str:
+def verdict(solution: Solution) -> str:
+    """What is known of an answer, in a word or two."""
     if not solution.attempts:
-        found = "no version gave a grid, the submission has [[0]]"
+        found = "no version gave a grid, so each attempt is [[0]]"
     elif solution.trace.truth is None:
         found = "no known solution"
     else:
         found = "solved" if solution.is_solved else "not solved"
-    return f"{found} (contaminated: seen in training)" if solution.is_contaminated else found
+    return f"{found} (contaminated)" if solution.is_contaminated else found
 
 
 def print_explanation(console: Console, explanation: Explanation) -> None:
@@ -97,26 +87,28 @@ def print_explanation(console: Console, explanation: Explanation) -> None:
     steps = explanation.trace.steps
     for number, (count, step) in enumerate(zip(explanation.changed, steps, strict=True), start=1):
         table.add_row(str(number), str(count), f"{100 * step.confidence:.0f} %")
-    console.print()
-    console.print(f"{explanation.trace.name}, as it is, without votes:")
+    print_line(console, f"{explanation.trace.name}, the task as it is, without votes:")
     console.print(table)
     for sentence in sentences(explanation):
-        console.print(sentence)
+        print_line(console, sentence)
 
 
 def sentences(explanation: Explanation) -> tuple[str, str]:
     """What an explanation means."""
+    return _on_the_steps(explanation), _on_the_swap(explanation)
+
+
+def _on_the_steps(explanation: Explanation) -> str:
     number, last = len(explanation.changed), explanation.last_change
-    steps = (
-        f"No step of {number} predicted a grid." if not last else f"Step {last} of {number} was the last to change it."
-    )
-    if 0 < last < number:
-        steps += " The prediction had settled."
-    return steps, _on_the_swap(explanation)
+    if not last:
+        return f"None of the {number} ACT steps predicted a grid."
+    still = ": it had not settled" if last == number > 1 else ""
+    rerun = " (the last step was made again on the full canvas)" if explanation.trace.rerun else ""
+    return f"The prediction last changed at ACT step {last} of {number}{still}{rerun}."
 
 
 def _on_the_swap(explanation: Explanation) -> str:
-    count, donor = explanation.swap_changes, explanation.donor
+    donor, count = explanation.donor, explanation.swap_changes
     if explanation.same_demonstrations:
         return f"{donor} has the same demonstrations, so exchanging them says nothing."
     if not count:
@@ -124,24 +116,22 @@ def _on_the_swap(explanation: Explanation) -> str:
             f"With the demonstrations of {donor} instead, no cell changes: the prediction does not depend on the "
             "demonstrations."
         )
-    cells = explanation.trace.prediction.size
     return (
-        f"With the demonstrations of {donor} instead, {count} cells change (the prediction has {cells}): it depends on "
-        "the demonstrations."
+        f"With the demonstrations of {donor} instead, {count} cells change (it has "
+        f"{explanation.trace.prediction.size}): the prediction depends on the demonstrations."
     )
 
 
 def score_lines(solutions: Sequence[Solution], attempts: int) -> list[str]:
     """How many test inputs of known truth were solved; those seen in training apart, as contaminated."""
     lines = []
-    for name, contaminated in (("", False), ("contaminated ", True)):
+    for name, contaminated in (("", False), ("contaminated: ", True)):
         known = [s for s in solutions if s.trace.truth is not None and s.is_contaminated == contaminated]
+        missed = {s.trace.puzzle for s in known if not s.is_solved}
+        tasks = {s.trace.puzzle for s in known}
         if known:
-            tasks: dict[str, bool] = {}
-            for s in known:
-                tasks[s.trace.puzzle] = tasks.get(s.trace.puzzle, True) and s.is_solved
             lines.append(
-                f"{name}pass@{attempts}: solved {sum(s.is_solved for s in known)} of {len(known)} test inputs with "
-                f"known solution; every one of them in {sum(tasks.values())} of {len(tasks)} tasks"
+                f"{name}solved {sum(s.is_solved for s in known)} of {len(known)} test inputs with a known solution, "
+                f"{len(tasks - missed)} of {len(tasks)} tasks as a whole (attempts: {attempts})"
             )
     return lines
