@@ -6,7 +6,6 @@ from typing import TextIO
 
 from rich.columns import Columns
 from rich.console import Console, Group
-from rich.measure import Measurement
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
@@ -61,11 +60,11 @@ def print_solution(console: Console, solution: Solution) -> None:
     colored = console.color_system is not None and not console.no_color
     blocks = [Group(Text(title), Text(below), grid_text(grid, colored=colored)) for title, below, grid in shown]
     # A narrower terminal breaks lines; cells are never cut off.
-    widest = max(Measurement.get(console, console.options, grid_text(g, colored=colored)).maximum for *_, g in shown)
+    widest = max(grid.shape[1] for *_, grid in shown) * (len(CELL) if colored else 1)
     console.width = max(console.width, widest)
     print_line(console)
     print_line(console, f"{trace.name}: {verdict(solution)}", "bold")
-    console.print(Columns(blocks, padding=(0, 3, 1, 0)))
+    console.print(Columns(blocks, padding=(1, 3, 1, 0)))
 
 
 def verdict(solution: Solution) -> str:
