@@ -64,7 +64,7 @@ def test_the_answers_are_those_of_an_evaluation(
 
 def test_known_outputs_are_compared_and_change_no_answer(solver: Solver) -> None:
     """The outputs have colours of their own, so that versions drawn with them in sight would be others."""
-    blank = task_of("blank", [(grid("11", "11"), grid("1"))], [grid("11"), grid("1", "1")])
+    blank = task_of("blank", [(grid("11", "11"), grid("1"))], [grid("11", "11"), grid("1")])
     outputs = (grid("234", "567"), None)
     known = replace(blank, test=tuple(Pair(p.input, out) for p, out in zip(blank.test, outputs, strict=True)))
     (plain, submission), (told, told_submission) = (solver.solve([task], votes=6) for task in (blank, known))
@@ -186,6 +186,7 @@ def test_a_single_task_gets_the_demonstrations_of_a_training_puzzle(solver: Solv
     (with_others,) = solver.predict(replace(task, train=donor.train), votes=1)
     assert np.array_equal(found.swapped, with_others.trace.prediction)
     assert len({donor_for(task, seed).id for seed in range(5)}) > 1
+    assert donor_for(replace(donor, id="renamed"), 4).id != donor.id
 
 
 def test_equal_demonstrations_say_nothing(solver: Solver) -> None:
