@@ -122,7 +122,7 @@ class Solver:
             seed: draws the versions, with the place of a task among `tasks`.
 
         Raises:
-            ValueError: `votes` or `attempts` below 1, a negative seed, no tasks.
+            ValueError: `votes` or `attempts` below 1, a negative seed, no tasks, two of one id.
             TextModelError: a TRM hybrid's language model or a text cannot be used.
         """
         _check(tasks, votes=votes, attempts=attempts, seed=seed)
@@ -176,5 +176,6 @@ def _check(tasks: Sequence[Task], *, votes: int, attempts: int, seed: int) -> No
     for name, value, least in (("votes", votes, 1), ("attempts", attempts, 1), ("seed", seed, 0)):
         if value < least:
             raise ValueError(f"{name}={value}: must be {least} or more")
-    if not tasks:
-        raise ValueError("no tasks to solve")
+    ids = [task.id for task in tasks]
+    if not ids or len(set(ids)) < len(ids):
+        raise ValueError(f"tasks={ids}: at least one, each with an id of its own")

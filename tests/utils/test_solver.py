@@ -139,6 +139,13 @@ def test_numbers_out_of_range_are_refused(solver: Solver, options: dict[str, int
         solver.predict(load_puzzle("training/007bbfb7"), **options)
 
 
+def test_tasks_are_told_apart_by_their_ids(solver: Solver) -> None:
+    task = load_puzzle("training/007bbfb7")
+    for tasks in ([], [task, task]):
+        with pytest.raises(ValueError, match="tasks"):
+            solver.solve(tasks)
+
+
 def test_puzzles_seen_in_training_are_contaminated(solver: Solver) -> None:
     seen, unseen = load_puzzle("training/007bbfb7"), load_puzzle("evaluation/00576224")
     test_pair_only = replace(seen, id="t", train=unseen.train)
