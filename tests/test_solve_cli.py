@@ -29,7 +29,7 @@ UNLABELLED = {**TASK, "test": TASK["test"][:1]}
 
 @pytest.fixture(scope="module")
 def checkpoint(untrained: Callable[..., Path]) -> Path:
-    return untrained("arch.halt_max_steps=2")
+    return untrained("arch.halt_max_steps=2", "arch.H_cycles=1", "arch.L_cycles=1")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from dataset.arc_tasks import Pair, Task, TaskError
 from dataset.build_arc_dataset import build_dataset, pair_hashes, store_of_tasks, without_outputs
 from dataset.task_files import load_puzzle, load_task_file, load_tasks
+from evaluators.eos_utils import crop_grid_from_eos
 from utils.checkpoint import CheckpointError, TrainedOn
 from utils.explain import changed_cells, donor_for, explain
 from utils.restore import evaluate_checkpoint
@@ -31,7 +32,7 @@ def task_of(name: str, demos: list[tuple[np.ndarray, np.ndarray]], tests: list[n
 
 @pytest.fixture(scope="module")
 def checkpoint(untrained: Untrained) -> Path:
-    return untrained("arch.halt_max_steps=3")
+    return untrained("arch.halt_max_steps=3", "arch.H_cycles=1", "arch.L_cycles=1")
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +195,19 @@ def test_a_single_task_gets_the_demonstrations_of_a_training_puzzle(solver: Solv
     assert np.array_equal(found.swapped, with_others.trace.prediction)
     assert len({donor_for(task, seed).id for seed in range(5)}) > 1
     assert donor_for(replace(donor, id="renamed"), 4).id != donor.id
+
+
+def test_a_trace_says_whether_its_last_step_was_made_again(solver: Solver, toy_file: Path) -> None:
+    """The rollout alone stays on the task canvas, which an untrained model fills."""
+    data = solver.queries(store_of_tasks(load_task_file(toy_file), 0, 0))
+    rows = plain_queries(data)
+    traces = solver.trace(data, rows)
+    *_, within = solver.model.rollout(data.queries(rows))
+    grids = crop_grid_from_eos(within["logits"].argmax(-1))
+    kept = [np.array_equal(trace.prediction, grid) for trace, grid in zip(traces, grids, strict=True)]
+    assert any(trace.rerun for trace in traces)
+    assert all(same or trace.rerun for same, trace in zip(kept, traces, strict=True))
+    assert not all(kept)
 
 
 def test_equal_demonstrations_say_nothing(solver: Solver) -> None:
