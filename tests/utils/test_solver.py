@@ -10,6 +10,7 @@ import pytest
 
 from dataset.arc_tasks import Pair, Task, TaskError
 from dataset.build_arc_dataset import build_dataset, pair_hashes, store_of_tasks, without_outputs
+from dataset.store import ARRAY_FIELDS, load_store
 from dataset.task_files import load_puzzle, load_task_file, load_tasks
 from evaluators.eos_utils import crop_grid_from_eos
 from utils.checkpoint import CheckpointError, TrainedOn
@@ -17,6 +18,7 @@ from utils.explain import changed_cells, donor_for, explain
 from utils.restore import evaluate_checkpoint
 from utils.solver import Solver
 from utils.terminal import sentences
+from utils.traces import plain_queries
 
 Untrained = Callable[..., Path]
 
@@ -68,6 +70,9 @@ def test_known_outputs_are_compared_and_change_no_answer(solver: Solver) -> None
     blank = task_of("blank", [(grid("11", "11"), grid("1"))], [grid("11", "11"), grid("1")])
     outputs = (grid("234", "567"), None)
     known = replace(blank, test=tuple(Pair(p.input, out) for p, out in zip(blank.test, outputs, strict=True)))
+    stores = [store_of_tasks([task], 5, 0) for task in (blank, known)]
+    for name in ARRAY_FIELDS:
+        assert np.array_equal(*(getattr(store, name) for store in stores)), name
     (plain, submission), (told, told_submission) = (solver.solve([task], votes=6) for task in (blank, known))
     assert json.dumps(submission) == json.dumps(told_submission)
     for one, other in zip(plain, told, strict=True):
@@ -84,8 +89,6 @@ def test_known_outputs_are_compared_and_change_no_answer(solver: Solver) -> None
 
 
 def test_the_store_of_tasks_is_the_data_set_of_the_same_tasks(toy_file: Path, tmp_path: Path) -> None:
-    from dataset.store import ARRAY_FIELDS, load_store
-
     files = str(toy_file.parent / "toy")
     build_dataset(tmp_path / "d", ["heldout"], test_set_name="heldout", num_aug=3, seed=1, input_file_prefix=files)
     on_disk, in_memory = load_store(tmp_path / "d"), store_of_tasks(load_task_file(toy_file), 3, 1)
