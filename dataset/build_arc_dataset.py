@@ -9,6 +9,7 @@ import logging
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,17 @@ from dataset.store import (
     DatasetError,
     DroppedPuzzle,
     ManifestPuzzle,
+    PuzzleStore,
     Split,
     SplitManifest,
     check_output_folder,
+    describe,
     save_store,
 )
 
 log = logging.getLogger(__name__)
+# A task, its split, and the hashes of its pairs.
+SplitTask = tuple[Task, Split, tuple[str, ...]]
 
 
 def pair_hashes(task: Task) -> tuple[str, ...]:
@@ -41,7 +46,7 @@ def largest_side(task: Task) -> int:
 
 def split_tasks(
     tasks: Sequence[Task], test_set_name: str | None, on_overlap: str
-) -> tuple[list[tuple[Task, Split, tuple[str, ...]]], list[DroppedPuzzle]]:
+) -> tuple[list[SplitTask], list[DroppedPuzzle]]:
     """Tasks with their split and pair hashes, training first, and the training puzzles left out for overlap.
 
     Raises:
@@ -53,8 +58,8 @@ def split_tasks(
         if task.subset == test_set_name:
             for value in hashes:
                 held_out_pairs[value].add(task.id)
-    train: list[tuple[Task, Split, tuple[str, ...]]] = []
-    test: list[tuple[Task, Split, tuple[str, ...]]] = []
+    train: list[SplitTask] = []
+    test: list[SplitTask] = []
     dropped = []
     for task, hashes in hashed:
         if task.subset == test_set_name:
@@ -111,6 +116,31 @@ def build_arrays(tasks: Sequence[Task], num_aug: int, seed: int) -> dict[str, np
     }
 
 
+def manifest_of(chosen: Sequence[SplitTask], dropped: Sequence[DroppedPuzzle] = ()) -> SplitManifest:
+    """What there is to know of chosen puzzles without their grids."""
+    puzzles = (
+        ManifestPuzzle(id=task.id, subset=task.subset, split=split, puzzle_hash=puzzle_hash(hashes), pair_hashes=hashes)
+        for task, split, hashes in chosen
+    )
+    return SplitManifest(puzzles=tuple(puzzles), dropped=tuple(dropped))
+
+
+def without_outputs(task: Task) -> Task:
+    """The task with nothing known of its test inputs' outputs."""
+    return replace(task, test=tuple(replace(pair, output=None) for pair in task.test))
+
+
+def store_of_tasks(tasks: Sequence[Task], num_aug: int, seed: int) -> PuzzleStore:
+    """Tasks to be solved, as a data set in memory: all of them held out, none with its test outputs.
+
+    The manifest's hashes are of all pairs that are known, so that what was seen in training is found.
+    """
+    arrays = build_arrays([without_outputs(task) for task in tasks], num_aug, seed)
+    manifest = manifest_of([(task, "test", pair_hashes(task)) for task in tasks])
+    metadata = describe(arrays, manifest, {"num_aug": num_aug, "seed": seed}, {})
+    return PuzzleStore(**arrays, metadata=metadata, manifest=manifest)
+
+
 def build_dataset(
     output_dir: Path,
     subsets: Sequence[str],
@@ -157,19 +187,7 @@ def build_dataset(
         raise ValueError(f"no puzzle has all sides up to --max-side {max_side}")
     chosen, dropped = split_tasks(tasks, test_set_name, on_overlap)
     arrays = build_arrays([task for task, _, _ in chosen], num_aug, seed)
-    manifest = SplitManifest(
-        puzzles=tuple(
-            ManifestPuzzle(
-                id=task.id,
-                subset=task.subset,
-                split=split,
-                puzzle_hash=puzzle_hash(hashes),
-                pair_hashes=hashes,
-            )
-            for task, split, hashes in chosen
-        ),
-        dropped=tuple(dropped),
-    )
+    manifest = manifest_of(chosen, dropped)
     build: dict[str, object] = {
         "subsets": sources,
         "test_set_name": test_set_name,

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from dataset.augment import augmented_name
-from dataset.grids import Grid
+from dataset.grids import SEQ_LEN, VOCAB_SIZE, Grid
 
 FORMAT_VERSION = 1
 METADATA_FILE = "metadata.json"
@@ -118,6 +118,33 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def describe(
+    arrays: dict[str, np.ndarray],
+    manifest: SplitManifest,
+    build: dict[str, object],
+    sha256: dict[str, str],
+    *,
+    vocab_size: int = VOCAB_SIZE,
+    seq_len: int = SEQ_LEN,
+) -> DatasetMetadata:
+    """The metadata of puzzles in the order of their manifest.
+
+    Args:
+        sha256: the hashes of its files, {} where there are none.
+    """
+    return DatasetMetadata(
+        format_version=FORMAT_VERSION,
+        vocab_size=vocab_size,
+        seq_len=seq_len,
+        num_puzzle_identifiers=1 + len(arrays["dihedral"]),
+        puzzle_ids=tuple(p.id for p in manifest.puzzles),
+        puzzle_subsets=tuple(p.subset for p in manifest.puzzles),
+        puzzle_splits=tuple(p.split for p in manifest.puzzles),
+        build=build,
+        sha256=sha256,
+    )
+
+
 def save_store(
     folder: Path,
     arrays: dict[str, np.ndarray],
@@ -139,17 +166,8 @@ def save_store(
     try:
         save_file({name: np.ascontiguousarray(arrays[name]) for name in ARRAY_FIELDS}, temporary / DATA_FILE)
         (temporary / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1))
-        metadata = DatasetMetadata(
-            format_version=FORMAT_VERSION,
-            vocab_size=vocab_size,
-            seq_len=seq_len,
-            num_puzzle_identifiers=1 + len(arrays["dihedral"]),
-            puzzle_ids=tuple(p.id for p in manifest.puzzles),
-            puzzle_subsets=tuple(p.subset for p in manifest.puzzles),
-            puzzle_splits=tuple(p.split for p in manifest.puzzles),
-            build=build,
-            sha256={name: _sha256(temporary / name) for name in (DATA_FILE, MANIFEST_FILE)},
-        )
+        hashes = {name: _sha256(temporary / name) for name in (DATA_FILE, MANIFEST_FILE)}
+        metadata = describe(arrays, manifest, build, hashes, vocab_size=vocab_size, seq_len=seq_len)
         (temporary / METADATA_FILE).write_text(metadata.model_dump_json(indent=1))
         replaced = folder.parent / f".{folder.name}.old-{os.getpid()}"
         if folder.exists():
@@ -238,19 +256,16 @@ def load_stores(folders: list[str] | tuple[str, ...]) -> PuzzleStore:
         is_starts = name in ("grid_starts", "puzzle_pairs", "puzzle_augmentations")
         arrays[name] = _starts(parts) if is_starts else np.concatenate(parts)
     metadatas = [store.metadata for store in stores]
-    metadata = DatasetMetadata(
-        format_version=FORMAT_VERSION,
-        vocab_size=metadatas[0].vocab_size,
-        seq_len=metadatas[0].seq_len,
-        num_puzzle_identifiers=1 + len(arrays["dihedral"]),
-        puzzle_ids=sum((m.puzzle_ids for m in metadatas), ()),
-        puzzle_subsets=sum((m.puzzle_subsets for m in metadatas), ()),
-        puzzle_splits=sum((m.puzzle_splits for m in metadatas), ()),
-        build={str(folder): m.build for folder, m in zip(folders, metadatas, strict=True)},
-        sha256={f"{folder}/{k}": v for folder, m in zip(folders, metadatas, strict=True) for k, v in m.sha256.items()},
-    )
     manifests = [store.manifest for store in stores]
     manifest = SplitManifest(
         puzzles=sum((m.puzzles for m in manifests), ()), dropped=sum((m.dropped for m in manifests), ())
+    )
+    metadata = describe(
+        arrays,
+        manifest,
+        {str(folder): m.build for folder, m in zip(folders, metadatas, strict=True)},
+        {f"{folder}/{k}": v for folder, m in zip(folders, metadatas, strict=True) for k, v in m.sha256.items()},
+        vocab_size=metadatas[0].vocab_size,
+        seq_len=metadatas[0].seq_len,
     )
     return PuzzleStore(**arrays, metadata=metadata, manifest=manifest)

@@ -23,6 +23,8 @@ NO_PREDICTION = [[0]]
 WILSON_Z = 1.959963984540054
 
 GridKey = tuple[tuple[int, ...], bytes]
+# By puzzle, for each test input in order: `attempt_1`, `attempt_2`, ... as nested lists.
+Submission = dict[str, list[dict[str, list[list[int]]]]]
 # One vote: (row of the query table, un-augmented grid, probability that the model thinks it is right).
 Vote = tuple[int, Grid, float]
 
@@ -159,15 +161,15 @@ class ARC:
             metrics[f"{prefix}pass@{k}_high"] = high
         return metrics
 
-    def submission(self, results: list[QueryResult]) -> dict[str, list[dict[str, list[list[int]]]]]:
-        """Kaggle's format: two attempts for each test input of each puzzle, in order.
+    def submission(self, results: list[QueryResult], num_attempts: int = NUM_ATTEMPTS) -> Submission:
+        """Kaggle's format: attempts (there two) for each test input of each puzzle, in order.
 
-        A single candidate stands in both attempts; without any, an attempt is `[[0]]`.
+        Where candidates are fewer, the last stands in the remaining attempts; without any, an attempt is `[[0]]`.
         """
-        submission: dict[str, list[dict[str, list[list[int]]]]] = {}
+        submission: Submission = {}
         for result in results:
-            grids = [c.grid.tolist() for c in result.candidates[:NUM_ATTEMPTS]] or [NO_PREDICTION]
-            attempts = {f"attempt_{i + 1}": grids[min(i, len(grids) - 1)] for i in range(NUM_ATTEMPTS)}
+            grids = [c.grid.tolist() for c in result.candidates[:num_attempts]] or [NO_PREDICTION]
+            attempts = {f"attempt_{i + 1}": grids[min(i, len(grids) - 1)] for i in range(num_attempts)}
             submission.setdefault(self.store.metadata.puzzle_ids[result.puzzle], []).append(attempts)
         return submission
 

@@ -1,5 +1,6 @@
 """Shared fixtures: real ARC-AGI-1 puzzles in a small data set, and the real config shrunk."""
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from dataset.build_arc_dataset import build_dataset
 from dataset.fewshot_puzzle_dataset import Batch, FewshotTrainDataset
 from dataset.store import PuzzleStore, load_store
 from tests.tiny_llama import save_tiny_llama
+from utils.distributed import Ranks
+from utils.train_setup import create_trainer
 
 SHRUNK = (
     "arch.hidden_size=32",
@@ -69,6 +72,25 @@ def shrunk_config(dataset_folder: Path) -> Callable[..., TrainConfig]:
         return load_config(config_name, [*SHRUNK, f"data_paths=[{dataset_folder}]", *overrides])
 
     return load
+
+
+@pytest.fixture(scope="session")
+def untrained(
+    shrunk_config: Callable[..., TrainConfig], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """`untrained("key=value", ..., config_name=...)`: a checkpoint of random weights, made in a moment. In its averages
+    the confidence differs from query to query; in its raw weights it is always the same."""
+
+    def save(*overrides: str, **options: str) -> Path:
+        with contextlib.chdir(tmp_path_factory.mktemp("untrained")):
+            trainer = create_trainer(shrunk_config(*overrides, **options), Ranks(0, 1, torch.device("cpu")))
+            with trainer.averaged_weights():
+                torch.nn.init.normal_(trainer.model.inner.q_head.weight)
+            path = trainer.save_checkpoint()
+            assert path is not None
+            return path.resolve()
+
+    return save
 
 
 @pytest.fixture

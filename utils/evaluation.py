@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from dataset.fewshot_puzzle_dataset import Batch, FewshotEvalDataset, iterate
 from dataset.grids import CANVAS_SIDE
-from evaluators.arc import ARC, EVALUATORS, QueryResult
+from evaluators.arc import ARC, EVALUATORS, QueryResult, Submission
 from evaluators.eos_utils import crop_extents
 from models.act import RecursiveReasoner
 from models.canvas import task_canvas_bounds
@@ -37,7 +37,7 @@ class Evaluation:
     metrics: dict[str, float]
     step_table: list[dict[str, float]] = field(default_factory=list)
     results: list[QueryResult] = field(default_factory=list)
-    submission: dict[str, list[dict[str, list[list[int]]]]] = field(default_factory=dict)
+    submission: Submission = field(default_factory=dict)
 
 
 def runs_into_canvas_edge(batch: Batch, predictions: Tensor) -> Bool[Tensor, " batch"]:

@@ -41,6 +41,18 @@ class ShuffledConditions(FewshotEvalDataset):
         return batch | {key: other[key] for key in self.keys if key in other}
 
 
+def config_of(checkpoint: Checkpoint) -> TrainConfig:
+    """The config of a checkpoint's run.
+
+    Raises:
+        CheckpointError: it does not fit this program.
+    """
+    try:
+        return validate_config(checkpoint.config)
+    except ConfigError as error:
+        raise CheckpointError(f"{checkpoint.path / 'config.yaml'}: {error}") from error
+
+
 def restore_model(
     checkpoint: Checkpoint, metadata: Any, device: torch.device, *, averaged: bool = True
 ) -> tuple[RecursiveReasoner, TrainConfig]:
@@ -52,10 +64,7 @@ def restore_model(
     Raises:
         CheckpointError: its config or weights do not fit this program.
     """
-    try:
-        config = validate_config(checkpoint.config)
-    except ConfigError as error:
-        raise CheckpointError(f"{checkpoint.path / 'config.yaml'}: {error}") from error
+    config = config_of(checkpoint)
     model = create_model(config.arch, metadata)
     load_matching(model, checkpoint.model_state(ema=averaged), str(checkpoint.path))
     return model.to(device).eval(), config

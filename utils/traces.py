@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int64
+from torch import Tensor
 
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.grids import Grid
@@ -50,6 +51,7 @@ class QueryTrace:
     test_index: from 1.
     truth: None where no solution is known.
     votes: best first; empty where only this one version was asked.
+    rerun: the last prediction ran into the edge of the task canvas and was made again on the full one.
     """
 
     puzzle: str
@@ -59,6 +61,7 @@ class QueryTrace:
     truth: Grid | None
     steps: tuple[StepPrediction, ...]
     votes: tuple[VotedGrid, ...] = ()
+    rerun: bool = False
 
     @property
     def name(self) -> str:
@@ -98,6 +101,7 @@ def trace_queries(
     was_training = model.training
     model.eval()
     steps: list[list[StepPrediction]] = [[] for _ in indices]
+    outputs: dict[str, Tensor] = {}
     for outputs in final_outputs(model, batch):
         grids = crop_grid_from_eos(outputs["logits"].argmax(-1))
         confidences = torch.sigmoid(outputs["q_halt_logits"].float()).tolist()
@@ -106,10 +110,11 @@ def trace_queries(
         for kept, step in zip(steps, zip(grids, confidences, changes, strict=True), strict=True):
             kept.append(StepPrediction(*step))
     model.train(was_training)
-    return [_trace(dataset, int(index), kept) for index, kept in zip(indices, steps, strict=True)]
+    reruns = outputs["rerun"].tolist()
+    return [_trace(dataset, int(i), kept, rerun) for i, kept, rerun in zip(indices, steps, reruns, strict=True)]
 
 
-def _trace(dataset: FewshotEvalDataset, index: int, steps: Sequence[StepPrediction]) -> QueryTrace:
+def _trace(dataset: FewshotEvalDataset, index: int, steps: Sequence[StepPrediction], rerun: bool) -> QueryTrace:
     store, puzzle, pair = dataset.store, int(dataset.query_puzzle[index]), int(dataset.query_pair[index])
     first, demos = int(store.puzzle_pairs[puzzle]), int(store.puzzle_demos[puzzle])
     truth = store.grid(2 * pair + 1)
@@ -120,6 +125,7 @@ def _trace(dataset: FewshotEvalDataset, index: int, steps: Sequence[StepPredicti
         input=store.grid(2 * pair),
         truth=truth if truth.size else None,
         steps=tuple(steps),
+        rerun=rerun,
     )
 
 
@@ -181,6 +187,7 @@ def _to_json(trace: QueryTrace) -> dict[str, Any]:
         "truth": _rows(trace.truth),
         "steps": [{**vars(step), "grid": _rows(step.grid)} for step in trace.steps],
         "votes": [{**vars(vote), "grid": _rows(vote.grid)} for vote in trace.votes],
+        "rerun": trace.rerun,
     }
 
 
@@ -193,4 +200,5 @@ def _from_json(value: dict[str, Any]) -> QueryTrace:
         truth=None if value["truth"] is None else _grid(value["truth"]),
         steps=tuple(StepPrediction(**{**step, "grid": _grid(step["grid"])}) for step in value["steps"]),
         votes=tuple(VotedGrid(**{**vote, "grid": _grid(vote["grid"])}) for vote in value["votes"]),
+        rerun=value["rerun"],
     )

@@ -1,0 +1,16 @@
+"""Solve ARC tasks with a trained model: python solve.py --checkpoint RUN FILE... [--puzzle SUBSET/ID] [--explain] ...
+
+A FILE is one task, `{"train": [...], "test": [...]}`, or a challenges file, `{id: task, ...}`; test outputs may be
+missing. Grids are drawn in the terminal; `solutions/submission.json` and `solutions/solve.html` are written.
+
+    from solve import Solver
+    Solver.load("runs/etrm/first").predict(task)
+"""
+
+from utils.solve_cli import main
+from utils.solver import Solution, Solver
+
+__all__ = ["Solution", "Solver", "main"]
+
+if __name__ == "__main__":
+    main()
