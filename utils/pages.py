@@ -43,29 +43,30 @@ def grid_svg(grid: Grid | None, label: str) -> Markup:
     """A grid as an inline SVG; a dash where there is no grid.
 
     One path for each colour, with a stroke one cell high along each run of equal cells: "M2 0h3" are three cells from
-    column 2 of row 0. The page's style dashes the strokes, so that each cell stands apart.
+    column 2 of row 0. The first path paints all cells in the commonest colour. The page's style dashes the strokes, so
+    that each cell stands apart.
     """
     if grid is None or not grid.size:
         return Markup('<span class="none" role="img" aria-label="{}: no grid">–</span>').format(label)
     height, width = grid.shape
-    strokes: dict[int, str] = {}
+    ground = int(np.bincount(grid.ravel()).argmax())
+    strokes = {ground: "".join(f"M0 {row}h{width}" for row in range(height))}
     for row, start, length in _runs(grid):
         color = int(grid[row, start])
-        strokes[color] = f"{strokes.get(color, '')}M{start} {row}h{length}"
-    paths = "".join(f'<path stroke="{PALETTE[color]}" d="{strokes[color]}"/>' for color in sorted(strokes))
+        if color != ground:
+            strokes[color] = f"{strokes.get(color, '')}M{start} {row}h{length}"
+    paths = "".join(f'<path stroke="{PALETTE[color]}" d="{stroke}"/>' for color, stroke in strokes.items())
     least, most = CELL_PIXELS
     cell = min(most, max(least, GRID_PIXELS // max(height, width)))
     size = f'width="{width * cell}" height="{height * cell}" viewBox="0 -.5 {width} {height}"'
-    opening = Markup('<svg class="grid" {} role="img" aria-label="{}, {} by {}">').format(
-        Markup(size), label, height, width
-    )
-    return opening + Markup(paths + "</svg>")
+    opening = Markup('<svg class="grid" {} role="img" aria-label="{}, {} by {}">')
+    return opening.format(Markup(size), label, height, width) + Markup(paths + "</svg>")
 
 
 def _runs(grid: Grid) -> Iterator[tuple[int, int, int]]:
     """(row, first column, length) of each run of equal cells in a row."""
     for row, cells in enumerate(grid):
-        starts = [0, *(np.flatnonzero(np.diff(cells.astype(int))) + 1).tolist()]
+        starts = [0, *(np.flatnonzero(cells[1:] != cells[:-1]) + 1).tolist()]
         for start, end in pairwise([*starts, len(cells)]):
             yield row, start, end - start
 

@@ -6,10 +6,11 @@ held-out puzzles each run solves, its predictions after each ACT step, and the c
 """
 
 import argparse
+import itertools
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +19,7 @@ from markupsafe import Markup
 
 from utils.checkpoint import write_folder_file
 from utils.compare import SUMMARY_KEYS, matrix, matrix_rows
-from utils.pages import query_html, templates
+from utils.pages import QueryView, query_html, templates
 from utils.puzzle_results import KEPT_KS, read_puzzle_results
 from utils.report_curves import MAX_POINTS, PANELS, draw_panels, seed_groups
 from utils.report_puzzles import query_views, shown_table, solved_puzzles
@@ -29,7 +30,7 @@ from utils.traces import QueryTrace, read_traces
 log = logging.getLogger(__name__)
 
 REPORT_FILE = "report.html"
-MAX_PUZZLE_BYTES = 3_500_000  # of drawn puzzles; with the rest the page stays under 5 MB
+MAX_PUZZLE_BYTES = 3_800_000  # of drawn puzzles; with the rest the page stays under 5 MB
 PASS_KEYS = tuple(
     f"ARC/{word}pass@{k}_{part}"
     for word in ("", "contaminated_")
@@ -37,7 +38,7 @@ PASS_KEYS = tuple(
     for part in ("solved", "low", "high")
 )
 READ_KEYS = frozenset((*SUMMARY_KEYS, *(key for key, *_ in PANELS), *PASS_KEYS, "ARC/num_puzzles"))
-TRAINING, HELD_OUT = "Training puzzles", "Held-out puzzles"
+TRAINING = "Training puzzles"
 T = TypeVar("T")
 
 
@@ -70,52 +71,60 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 @dataclass
-class Page:
-    """What the template is given besides the tables: queries drawn as far as the page has room, and what went wrong."""
+class Reader:
+    """Reads a file of each run, by run; a damaged one is named on the page and in the log, and counts as nothing."""
 
+    runs: Sequence[Run]
     faults: list[str] = field(default_factory=list)
-    bytes_left: int = MAX_PUZZLE_BYTES
-    drawn: int = 0
 
-    def read(self, runs: Sequence[Run], read: Callable[[Path], T], nothing: T) -> dict[str, T]:
-        """A file of each run, by run; a damaged one is named on the page and in the log, and counts as nothing."""
-        found = {}
-        for run in runs:
+    def __call__(self, read: Callable[[Path], T], nothing: T) -> dict[str, T]:
+        found = dict.fromkeys((run.name for run in self.runs), nothing)
+        for run in self.runs:
             try:
                 found[run.name] = read(run.folder)
             except ValueError as error:
                 log.warning("%s", error)
                 self.faults.append(str(error))
-                found[run.name] = nothing
         return found
 
-    def draw(self, queries: dict[str, Sequence[QueryTrace]]) -> tuple[list[tuple[object, Markup]], int]:
-        """(view, drawing) of the first queries, and how many there was no room for."""
-        views = query_views(queries)
-        drawings: list[tuple[object, Markup]] = []
+
+@dataclass(frozen=True)
+class Section:
+    """Queries of one kind: (view, drawing) of the first ones, and how many the page has no room for."""
+
+    name: str
+    drawings: list[tuple[QueryView, Markup]]
+    left_out: int
+
+
+def draw_sections(sections: Mapping[str, Mapping[str, Sequence[QueryTrace]]]) -> list[Section]:
+    """The queries of each section and run, as many as there is room for."""
+    drawn, number = [], itertools.count()
+    for name, queries in sections.items():
+        views, drawings, room = query_views(queries), [], MAX_PUZZLE_BYTES // len(sections)
         for view in views:
-            html = query_html(view, self.drawn)
-            self.bytes_left -= len(html)
-            if self.bytes_left < 0:
+            html = query_html(view, next(number))
+            room -= len(html.encode())
+            if room < 0:
                 break
-            self.drawn += 1
             drawings.append((view, html))
-        return drawings, len(views) - len(drawings)
+        drawn.append(Section(name, drawings, len(views) - len(drawings)))
+    return drawn
 
 
 def report_html(runs: Sequence[Run]) -> str:
     """The page as text."""
-    page = Page()
-    tables = page.read(runs, last_step_table, (0, []))
-    traces = page.read(runs, read_checked_traces, (0, {}))
-    results = page.read(runs, read_puzzle_results, None)
+    read = Reader(runs)
+    tables = read(last_step_table, (0, []))
+    traces = read(read_checked_traces, (0, {}))
+    results = read(read_puzzle_results, None)
     sections = {
         name: {run: found[name] for run, (_, found) in traces.items() if found.get(name)}
         for name in dict.fromkeys(name for _, found in traces.values() for name in found)
     }
     lines = seed_groups(runs)
     return templates.get_template("report.html.j2").render(
-        title=f"Run {runs[0].name}" if len(runs) == 1 else f"{len(runs)} runs",
+        title=f"Report of {runs[0].name if len(runs) == 1 else f'{len(runs)} runs'}",
         written=utc(time.time()),
         runs=runs,
         runs_table=runs_table(runs),
@@ -128,11 +137,11 @@ def report_html(runs: Sequence[Run]) -> str:
         evaluated_at={run: step for run, (step, rows) in tables.items() if rows},
         solved=solved_puzzles({run: found for run, found in results.items() if found is not None}),
         shown=shown_table(sections.get(TRAINING, {})),
-        sections={name: page.draw(queries) for name, queries in sections.items()},
+        sections=draw_sections(sections),
         predicted_at={run: step for run, (step, found) in traces.items() if found},
         matrix=matrix_rows(runs),
         markdown=matrix(runs),
-        faults=page.faults,
+        faults=read.faults,
     )
 
 

@@ -15,6 +15,7 @@ from utils.run_reader import Run
 
 MAX_POINTS = 300
 WIDTH, HEIGHT = 380, 190
+DASH = 4
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 NOT_COMPARED = ("seed", "run_name")
 MAX_TICKS = 6
@@ -152,7 +153,7 @@ def draw_panel(title: str, curves: Sequence[tuple[Line, Curve]], is_share: bool)
     low = min(0.0, *(float(curve.low.min()) for _, curve in curves))
     high = max(1.0 if is_share else low, *(float(curve.high.max()) for _, curve in curves))
     y_ticks = nice_ticks(low, high if high > low else low + 1.0)
-    last_step = max(1.0, *(float(curve.steps[-1]) for _, curve in curves))
+    last_step = float(max(1, *(run.last_step for line, _ in curves for run in line.runs)))
     x_ticks = [tick for tick in nice_ticks(0, last_step) if tick <= last_step]
 
     def x_of(steps: Array) -> Array:
@@ -162,8 +163,10 @@ def draw_panel(title: str, curves: Sequence[tuple[Line, Curve]], is_share: bool)
         return HEIGHT * (y_ticks[-1] - values) / (y_ticks[-1] - y_ticks[0])
 
     def path(steps: Array, values: Array) -> str:
-        places = zip(x_of(steps).tolist(), y_of(values).tolist(), strict=True)
-        return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        xs, ys = x_of(steps), y_of(values)
+        if len(xs) == 1:  # a point by itself is drawn as a dash
+            xs, ys = np.array([xs[0] - DASH, xs[0] + DASH]), np.repeat(ys, 2)
+        return " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs.tolist(), ys.tolist(), strict=True))
 
     lines = tuple(
         Drawn(

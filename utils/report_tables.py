@@ -51,7 +51,7 @@ class Table:
         return any(row[column].sort is not None for row in self.rows)
 
 
-def number_cell(value: float | None, form: str = "{:g}", scale: float = 1.0, **kwargs: Any) -> Cell:
+def number_cell(value: float | None, form: str = "{:g}", scale: int = 1, **kwargs: Any) -> Cell:
     """A number, or a dash."""
     return Cell(MISSING) if value is None else Cell(form.format(value * scale), sort=value, **kwargs)
 
@@ -68,7 +68,7 @@ def runs_table(runs: Sequence[Run]) -> Table:
         "step",
         "system",
         "train accuracy",
-        "train exact",
+        "train exact match",
         "held-out accuracy",
         "pass@1",
         "pass@2",
@@ -112,7 +112,7 @@ def _step_cell(run: Run, status: Mapping[str, object]) -> Cell:
     total = status.get("total_steps")
     note = f"of {total:,}" if isinstance(total, int) else ""
     step = status.get("step", run.last_step)
-    return number_cell(step if isinstance(step, int) else run.last_step, "{:,}", 1, note=note)
+    return number_cell(step if isinstance(step, int) else run.last_step, "{:,}", note=note)
 
 
 def _pass_cell(run: Run, k: int) -> Cell:
@@ -147,9 +147,9 @@ def differences_table(runs: Sequence[Run]) -> Table | None:
 
 
 def _config_cell(value: Any) -> Cell:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    return Cell(text, sort=float(value) if is_number else None)
+    if isinstance(value, bool) or value is None:
+        return Cell({True: "true", False: "false", None: "null"}[value])
+    return Cell(str(value), sort=float(value) if isinstance(value, int | float) else None)
 
 
 @dataclass(frozen=True)
