@@ -43,7 +43,7 @@ def solved_puzzles(results: Mapping[str, PuzzleResults]) -> Solved | None:
         Table(
             ("run", "evaluated at step", "solves at pass@1", "solves at pass@2", "that no other run solves"), summary
         ),
-        Table(("puzzle", *results), rows) if rows else None,
+        Table(("puzzle", *results), rows, has_marks=True) if rows else None,
         len(evaluated),
     )
 
@@ -95,7 +95,7 @@ def shown_table(queries: Mapping[str, Sequence[QueryTrace]]) -> Table | None:
         found = {run: next((t for t in traces if t.name == name), None) for run, traces in queries.items()}
         rows.append((Cell(name), *(_exact_cell(trace) for trace in found.values())))
     counts = tuple(f"{run}: {sum(t.is_right for t in traces)}/{len(traces)}" for run, traces in queries.items())
-    return Table(("training puzzle", *counts), tuple(rows))
+    return Table(("training puzzle", *counts), tuple(rows), has_marks=True)
 
 
 def _exact_cell(trace: QueryTrace | None) -> Cell:

@@ -41,14 +41,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells, by column; a row begins with its heading."""
+    """Rows of cells, by column; a row begins with its heading.
+
+    has_marks: what it says of each run is right or wrong, not a number.
+    """
 
     header: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    has_marks: bool = False
 
     def is_number(self, column: int) -> bool:
         """Whether the column is one of numbers, aligned to the right."""
-        return any(row[column].sort is not None for row in self.rows)
+        return not self.has_marks and any(row[column].sort is not None for row in self.rows)
 
 
 def number_cell(value: float | None, form: str = "{:g}", scale: int = 1, **kwargs: Any) -> Cell:

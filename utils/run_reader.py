@@ -49,8 +49,9 @@ class Run:
 
     def last(self, key: str) -> float | None:
         """The last smoothed value."""
-        points = self.series(key)
-        return points[-1][1] if points else None
+        points = self.logged(key)
+        near = [value for step, value in points if step > points[-1][0] - SMOOTHING_STEPS]
+        return sum(near) / len(near) if near else None
 
     def final(self, key: str) -> float | None:
         """The last value as it was logged."""
