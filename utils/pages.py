@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -71,6 +72,19 @@ def _runs(grid: Grid) -> Iterator[tuple[int, int, int]]:
             yield row, start, end - start
 
 
+def percent(share: float) -> str:
+    """For a person; a dash where a model that diverged gives no number."""
+    return f"{100 * share:.0f} %" if math.isfinite(share) else "–"
+
+
+templates.filters["percent"] = percent
+
+
+def _rounded(share: float | None) -> float | None:
+    """In percent; None for no number, which JSON does not have."""
+    return round(100 * share, 1) if share is not None and math.isfinite(share) else None
+
+
 @dataclass(frozen=True)
 class Stretch:
     """Consecutive ACT steps, from 1, after which the same grid is predicted."""
@@ -104,11 +118,8 @@ class Prediction:
 
     @property
     def by_step(self) -> str:
-        """For the slider: of each ACT step the confidence and the change of the latent (null: it has none), as JSON."""
-        steps = [
-            (round(100 * s.confidence, 1), None if s.carry_change is None else round(s.carry_change, 3))
-            for s in self.trace.steps
-        ]
+        """For the slider, as JSON: of each ACT step the confidence and the change of the latent in percent, or null."""
+        steps = [(_rounded(s.confidence), _rounded(s.carry_change)) for s in self.trace.steps]
         return json.dumps(steps, separators=(",", ":"))
 
 

@@ -45,5 +45,5 @@ def read_puzzle_results(folder: Path) -> PuzzleResults | None:
             puzzle: {k: float(shares[f"pass@{k}"]) for k in KEPT_KS} for puzzle, shares in content["puzzles"].items()
         }
         return PuzzleResults(int(content["step"]), credits, frozenset(map(str, content["contaminated"])))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path}: not a file of solved puzzles ({type(error).__name__}: {error})") from error

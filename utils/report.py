@@ -25,7 +25,7 @@ from utils.report_curves import MAX_POINTS, PANELS, draw_panels, seed_groups
 from utils.report_puzzles import query_views, shown_table, solved_puzzles
 from utils.report_tables import differences_table, runs_table, step_table, utc
 from utils.run_reader import SMOOTHING_STEPS, Run, last_step_table, load_run, with_distinct_names
-from utils.traces import QueryTrace, read_traces
+from utils.traces import TRACES_FILE, QueryTrace, read_traces
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ def write_report(folders: Sequence[Path], output: Path) -> None:
     if output.suffix not in (".html", ".htm") or output.is_dir():
         raise ValueError(f"{output}: the report is a file whose name ends in .html")
     html = report_html(load_runs(folders))
+    html = html.encode("utf-8", "replace").decode("utf-8")  # a file name may have bytes that are no text
     output.parent.mkdir(parents=True, exist_ok=True)
     write_folder_file(output, html)
 
@@ -82,9 +83,10 @@ class Reader:
         for run in self.runs:
             try:
                 found[run.name] = read(run.folder)
-            except ValueError as error:
-                log.warning("%s", error)
-                self.faults.append(str(error))
+            except (ValueError, OverflowError, RecursionError) as error:
+                fault = str(error) if isinstance(error, ValueError) else f"{run.folder}: {error}"
+                log.warning("%s", fault)
+                self.faults.append(fault)
         return found
 
 
@@ -153,9 +155,10 @@ def read_checked_traces(folder: Path) -> tuple[int, dict[str, list[QueryTrace]]]
     """
     step, sections = read_traces(folder)
     for trace in (trace for traces in sections.values() for trace in traces):
-        numbers = [s.confidence for s in trace.steps] + [v.confidence for v in trace.votes]
-        if not trace.steps or not all(isinstance(number, int | float) for number in numbers):
-            raise ValueError(f"{folder}: in its predictions, {trace.name} has none, or one without its confidence")
+        confidences = [prediction.confidence for prediction in (*trace.steps, *trace.votes)]
+        changes = [step.carry_change for step in trace.steps if step.carry_change is not None]
+        if not trace.steps or not all(isinstance(number, int | float) for number in confidences + changes):
+            raise ValueError(f"{folder / TRACES_FILE}: {trace.name} has no prediction, or one without its figures")
     return step, sections
 
 

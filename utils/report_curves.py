@@ -92,8 +92,9 @@ class Line:
         letters = takewhile(lambda letters: len(set(letters)) == 1, zip(*(run.name for run in self.runs), strict=False))
         start = "".join(first for first, *_ in letters)
         name = re.sub(r"[-_. ,(]*(seed|s)?[-_. =]*\d*$", "", start) or model_name(self.runs[0].config)
-        seeds = ", ".join(str(run.config.get("seed")) for run in self.runs)
-        return f"{name} ({len(self.runs)} seeds: {seeds}{self._shorter_runs})"
+        seeds = [str(run.config.get("seed")) for run in self.runs]
+        kind = "seeds" if len(set(seeds)) == len(seeds) else "runs, of seeds"
+        return f"{name} ({len(self.runs)} {kind}: {', '.join(seeds)}{self._shorter_runs})"
 
     @property
     def _shorter_runs(self) -> str:

@@ -1,5 +1,6 @@
 """The report's tables: the runs, what their configs differ in, and what each ACT step brings."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from utils.run_reader import Run
 from utils.run_status import read_status
 
 NOT_SHOWN = ("run_name",)
+FAR_FUTURE = 1e11  # seconds: beyond it a time has no date
 # Of act_steps.jsonl: measure, title, whether it is a share of one.
 STEP_MEASURES = (
     ("accuracy", "token accuracy", True),
@@ -102,7 +104,7 @@ def _state_cell(status: Mapping[str, object]) -> Cell:
     updated = status.get("updated")
     if not status:
         note = "no status.json"
-    elif state == "running" and isinstance(updated, int | float):
+    elif state == "running" and isinstance(updated, int | float) and 0 <= updated < FAR_FUTURE:
         note = f"last heard of {utc(updated)}"
     return Cell(state, note=note, kind=f"state-{state}")
 
@@ -153,7 +155,8 @@ def differences_table(runs: Sequence[Run]) -> Table | None:
 def _config_cell(value: Any) -> Cell:
     if isinstance(value, bool) or value is None:
         return Cell({True: "true", False: "false", None: "null"}[value])
-    return Cell(str(value), sort=float(value) if isinstance(value, int | float) else None)
+    is_number = isinstance(value, int | float) and abs(value) <= sys.float_info.max
+    return Cell(str(value), sort=float(value) if is_number else None)
 
 
 @dataclass(frozen=True)

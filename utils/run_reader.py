@@ -1,8 +1,8 @@
 """A run folder read back: its config, its metrics, and the last evaluation's table by ACT step."""
 
 import logging
-import math
 import os
+import sys
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -77,7 +77,7 @@ def load_run(folder: Path, keys: Collection[str] | None = None, *, may_be_empty:
         if not needed.is_file():
             raise ValueError(f"{folder}: not a run folder ({needed.name} is missing)")
     config = _read_config(folder / "config.yaml")
-    rows = [_numbers(row, keys) for _, row in read_lines(path)] if path.exists() else []
+    rows = [{**_numbers(row, keys), "step": row["step"]} for _, row in read_lines(path)] if path.exists() else []
     if not rows and not may_be_empty:
         raise ValueError(f"{path}: no metrics yet")
     return Run(folder.resolve().name, config, rows, folder)
@@ -99,11 +99,10 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _numbers(row: dict[str, Any], keys: Collection[str] | None) -> dict[str, float]:
+def _numbers(row: dict[str, Any], keys: Collection[str] | None = None) -> dict[str, float]:
     """The finite numbers among a line's values."""
     wanted = row.items() if keys is None else ((key, row[key]) for key in keys if key in row)
-    numbers = {key: v for key, v in wanted if isinstance(v, int | float) and math.isfinite(v)}
-    return {**numbers, "step": int(row["step"])}
+    return {key: v for key, v in wanted if isinstance(v, int | float) and abs(v) <= sys.float_info.max}
 
 
 def with_distinct_names(runs: Sequence[Run]) -> list[Run]:
@@ -132,8 +131,8 @@ def last_step_table(folder: Path) -> tuple[int, list[dict[str, float]]]:
     last: tuple[int, list[dict[str, float]]] = 0, []
     for _, content in read_lines(path) if path.exists() else ():
         rows = content.get(STEP_TABLE)
-        if not isinstance(rows, list) or not all(isinstance(row, dict) and "step" in row for row in rows):
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             log.warning("%s: the line of step %s has no table and is left out", path, content["step"])
             continue
-        last = int(content["step"]), [_numbers(row, None) for row in rows]
+        last = content["step"], [_numbers(row) for row in rows]
     return last

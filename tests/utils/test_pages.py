@@ -225,7 +225,7 @@ def test_a_grid_that_stays_is_drawn_once_with_the_steps_at_which_it_stands() -> 
     assert "step 3, confidence 30 % ✗ wrong" in text
     assert "3 votes, confidence 50 % ✗ wrong 1 vote, confidence 25 % ✓ right" in text
     (by_step,) = [a["data-by-step"] for _, a in Page(html).elements if "data-by-step" in a]
-    assert json.loads(str(by_step)) == [[10, 0.5], [20, 0.25], [30, 0.167], [40, 0.125]]
+    assert json.loads(str(by_step)) == [[10, 50], [20, 25], [30, 16.7], [40, 12.5]]
 
 
 def test_a_run_writes_its_own_report_which_says_that_it_is_done(finished_run: Path) -> None:
@@ -244,3 +244,9 @@ def test_the_puzzles_file_of_a_run_adds_up_to_its_metrics(
     for k in (1, 2):
         credits = [credit[f"pass@{k}"] for credit in results["puzzles"].values()]
         assert sum(credits) == last[f"ARC/pass@{k}_solved"]
+
+
+def test_a_confidence_that_is_no_number_is_a_dash_and_no_fault_of_the_page() -> None:
+    html = predictions_page("t", {"Some": [shown(confidence=float("nan"))]})
+    assert "(the model's confidence: –)" in Page(html).text
+    assert [a["data-by-step"] for _, a in Page(html).elements if "data-by-step" in a] == ["[[null,null]]"]

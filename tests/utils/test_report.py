@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -377,3 +378,24 @@ def test_the_command_makes_the_output_folder_and_prints_the_page(tmp_path: Path)
     assert done.stderr == ""
     assert done.stdout.startswith(str(tmp_path / "new/deep/page.html"))
     assert "</html>" in (tmp_path / "new/deep/page.html").read_text()
+
+
+def test_odd_values_in_the_files_are_no_traceback(tmp_path: Path) -> None:
+    huge = int("9" * 400)
+    run = write_synthetic_run(tmp_path / "odd", lr=huge, weight_decay=float("nan"), note=[1, {2: 3}])
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(
+            json.dumps({"step": 200, "train/loss": huge, "train/accuracy": "high", "eval/accuracy": None}) + "\n"
+        )
+    with (run / "act_steps.jsonl").open("a") as file:
+        file.write('{"step": 200, "act_steps": [{"step": null, "accuracy": NaN, "q_halt": 0.25}]}\n')
+    (run / "status.json").write_text(json.dumps({"state": "running", "updated": 1e300, "step": "x", "total_steps": []}))
+    (run / "puzzles.json").write_text('{"step": Infinity, "contaminated": [], "puzzles": {}}')
+    html = page_of(run, write_synthetic_run(tmp_path / "other"))
+    assert row_of(html, "runs", "odd")[1:3] == ["running", "200"]
+    assert row_of(html, "steps", "odd") == ["odd", "25.0 %", "–", "–", "–"]
+
+
+def test_a_folder_whose_name_is_no_text_is_shown(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"run-\xff")
+    assert "run-?" in page_of(write_synthetic_run(folder))

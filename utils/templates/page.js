@@ -11,10 +11,10 @@ function showStep(query, step) {
     const own = Math.min(step, bySteps.length);
     for (const item of list.children) item.hidden = own < item.dataset.first || own > item.dataset.last;
     const [confidence, change] = bySteps[own - 1];
-    let text = `confidence ${confidence.toFixed(0)} %`;
+    let text = `confidence ${confidence === null ? "–" : `${confidence.toFixed(0)} %`}`;
     if (predictions.length === 1) said += `, ${text}`;
     if (own < step) text = `ended at step ${own}: ${text}`;
-    if (change !== null) text += `, latent moved ${(100 * change).toFixed(1)} %`;
+    if (change !== null) text += `, latent moved ${change.toFixed(1)} %`;
     prediction.querySelector(".now").textContent = text;
   }
   query.querySelector("output").textContent = said;
