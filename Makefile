@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 DATA := data/arc1-encoder-aug-1000
 
-.PHONY: demo test check bench bench-check torture setup
+.PHONY: demo test test-browser check bench bench-check torture setup
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -34,6 +34,11 @@ demo: $(VENV)/.installed data/arc1-demo/metadata.json
 
 test: $(VENV)/.installed
 	$(PY) -m pytest -n auto --dist loadfile
+
+# In the Chromium that is installed: CHROMIUM=path, or the one on the PATH.
+test-browser: $(VENV)/.installed
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev,browser]'
+	$(PY) -m pytest tests/browser -m browser -rs
 
 check: $(VENV)/.installed
 	$(PY) -m ruff check .

@@ -133,29 +133,37 @@ class ARC:
             if p.id in evaluated and (self.unknown_origin or not self.seen_pairs.isdisjoint(p.pair_hashes))
         ]
 
-    def metrics(self, results: list[QueryResult]) -> dict[str, float]:
-        """`ARC/pass@k`, the count and the 95 % Wilson interval behind each, and the number of puzzles.
+    def puzzle_credits(self, results: list[QueryResult]) -> dict[str, dict[int, float]]:
+        """{puzzle id: {k: pass@k}}: the share of the puzzle's test inputs whose truth is among the first k candidates.
 
-        Puzzles without any known solution are not counted; a test input without a prediction counts as wrong. The
-        names begin with `ARC/contaminated_` when a puzzle was seen in training.
+        Puzzles without any known solution are not counted; a test input without a prediction counts as wrong.
         """
-        by_puzzle: dict[int, list[QueryResult]] = {}
+        by_puzzle: dict[str, list[QueryResult]] = {}
         for result in results:
             if result.has_truth:
-                by_puzzle.setdefault(result.puzzle, []).append(result)
+                by_puzzle.setdefault(self.store.metadata.puzzle_ids[result.puzzle], []).append(result)
+        return {
+            puzzle: {
+                k: sum(q.truth_rank is not None and q.truth_rank < k for q in queries) / len(queries) for k in PASS_KS
+            }
+            for puzzle, queries in by_puzzle.items()
+        }
+
+    def metrics(self, credits: dict[str, dict[int, float]]) -> dict[str, float]:
+        """`ARC/pass@k`, the count and the 95 % Wilson interval behind each, and the number of puzzles.
+
+        The names begin with `ARC/contaminated_` when a puzzle was seen in training.
+
+        Args:
+            credits: as `puzzle_credits` gives them.
+        """
         seen = self.contaminated_puzzles()
         prefix = "ARC/contaminated_" if seen else "ARC/"
-        metrics: dict[str, float] = {
-            "ARC/num_puzzles": len(by_puzzle),
-            "ARC/num_contaminated_puzzles": len(seen),
-        }
+        metrics: dict[str, float] = {"ARC/num_puzzles": len(credits), "ARC/num_contaminated_puzzles": len(seen)}
         for k in PASS_KS:
-            solved = sum(
-                sum(q.truth_rank is not None and q.truth_rank < k for q in queries) / len(queries)
-                for queries in by_puzzle.values()
-            )
-            low, high = wilson_interval(solved, len(by_puzzle))
-            metrics[f"{prefix}pass@{k}"] = solved / len(by_puzzle) if by_puzzle else 0.0
+            solved = sum(credit[k] for credit in credits.values())
+            low, high = wilson_interval(solved, len(credits))
+            metrics[f"{prefix}pass@{k}"] = solved / len(credits) if credits else 0.0
             metrics[f"{prefix}pass@{k}_solved"] = solved
             metrics[f"{prefix}pass@{k}_low"] = low
             metrics[f"{prefix}pass@{k}_high"] = high

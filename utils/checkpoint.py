@@ -128,7 +128,7 @@ def json_sha256(value: dict[str, Any]) -> str:
 def write_folder_file(path: Path, text: str) -> None:
     """Replace a text file in one move, so that a reader never sees half of it."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, select_autoescape
+
+from utils.run_reader import Run, load_run
+from utils.run_status import read_status
 
 log = logging.getLogger(__name__)
 
-SMOOTHING_STEPS = 100
+MISSING = "–"
+COLLAPSED_BELOW = 0.1  # cross-sample variance under which an encoder says the same of every puzzle
 SUMMARY_ROWS = 60
 CURVES = {
     "train/accuracy": "train token accuracy",
@@ -45,90 +48,88 @@ SUMMARY_KEYS = (
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#a6761d")
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run folder's config and metrics."""
-
-    name: str
-    config: dict[str, Any]
-    rows: list[dict[str, float]]
-
-    def series(self, key: str) -> list[tuple[int, float]]:
-        """(step, value) wherever the metric was logged, each the mean of the last 100 steps' values."""
-        points = [(int(row["step"]), row[key]) for row in self.rows if key in row]
-        smoothed = []
-        for i, (step, _) in enumerate(points):
-            near = [value for s, value in points[: i + 1] if s > step - SMOOTHING_STEPS]
-            smoothed.append((step, sum(near) / len(near)))
-        return smoothed
-
-    def last(self, key: str) -> float | None:
-        """The last smoothed value."""
-        points = self.series(key)
-        return points[-1][1] if points else None
-
-    def final(self, key: str) -> float | None:
-        """The last value as it was logged."""
-        values = [row[key] for row in self.rows if key in row]
-        return values[-1] if values else None
-
-    def steps_to(self, key: str, level: float) -> int | None:
-        """The first step at which the smoothed metric reaches the level."""
-        return next((step for step, value in self.series(key) if value >= level), None)
-
-
-def load_run(folder: Path) -> Run:
-    """Read a run folder.
-
-    Raises:
-        ValueError: it has no config or no metrics.
-    """
-    for name in ("config.yaml", "metrics.jsonl"):
-        if not (folder / name).exists():
-            raise ValueError(f"{folder}: not a run folder ({name} is missing)")
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    if not rows:
-        raise ValueError(f"{folder / 'metrics.jsonl'}: no metrics yet")
-    return Run(folder.name, yaml.safe_load((folder / "config.yaml").read_text()), rows)
-
-
 def model_name(config: dict[str, Any]) -> str:
     """The system and its encoder in a few words."""
     arch = config["arch"]
     encoder = arch.get("recurrent_encoder_type", arch.get("encoder_type", ""))
     system = arch["name"].split("@")[0].rsplit(".", 1)[-1].upper()
-    return f"{system} {encoder}" + (", encoder frozen" if config.get("freeze_encoder") else "")
+    fixed = f"-FCT{arch.get('num_act_steps')}" if arch.get("halting") == "fixed" else ""
+    return f"{system}{fixed} {encoder}".strip() + (", encoder frozen" if config.get("freeze_encoder") else "")
+
+
+@dataclass(frozen=True)
+class PassFigure:
+    """pass@k of the last evaluation: a count with its 95 % Wilson interval."""
+
+    solved: float
+    puzzles: float
+    low: float
+    high: float
+    word: str  # "contaminated" where a puzzle was seen in training
+
+    def __str__(self) -> str:
+        return f"{self.solved:g}/{self.puzzles:g} {self.word}".rstrip()
+
+
+def pass_at(run: Run, k: int) -> PassFigure | None:
+    """None where the run has not been evaluated."""
+    puzzles = run.final("ARC/num_puzzles")
+    for word in ("", "contaminated"):
+        key = f"ARC/{word}{'_' if word else ''}pass@{k}"
+        solved, low, high = (run.final(f"{key}_{part}") for part in ("solved", "low", "high"))
+        if puzzles is not None and solved is not None:
+            return PassFigure(solved, puzzles, low or 0.0, 1.0 if high is None else high, word)
+    return None
+
+
+def matrix_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """The comparison matrix: a row for each run, by column."""
+
+    def shown(value: float | None, form: str, scale: float = 1.0) -> str:
+        return MISSING if value is None else form.format(value * scale)
+
+    return [
+        {
+            "experiment": run.name,
+            "model": model_name(run.config),
+            "train accuracy": shown(run.last("train/accuracy"), "{:.1f} %", 100),
+            "train exact match": shown(run.last("train/exact_accuracy"), "{:.1f} %", 100),
+            "mean steps": shown(run.last("train/steps"), "{:.2f}"),
+            "steps to 80 %": shown(run.steps_to("train/accuracy", 0.8), "{:.0f}"),
+            "steps to 90 %": shown(run.steps_to("train/accuracy", 0.9), "{:.0f}"),
+            "encoder variance": shown(run.last("train/encoder_cross_sample_var"), "{:.2f}"),
+            "gradient share": shown(run.last("grad/encoder_share"), "{:.0f} %", 100),
+            "carry change (rel.)": shown(run.last("train/encoder_carry_change_rel"), "{:.2f}"),
+            "held-out accuracy": shown(run.final("eval/accuracy"), "{:.1f} %", 100),
+            "pass@1": str(pass_at(run, 1) or MISSING),
+            "notes": notes(run),
+        }
+        for run in runs
+    ]
+
+
+def notes(run: Run) -> str:
+    """What a reader of the row should know: a run that is not done, an encoder that tells nothing apart."""
+    status = read_status(run.folder)
+    found = []
+    if status.get("state") not in ("done", None):
+        found.append(f"{status['state']} at step {status.get('step')} of {status.get('total_steps')}")
+    variance = run.last("train/encoder_cross_sample_var")
+    if variance is not None and variance < COLLAPSED_BELOW:
+        found.append(f"encoder variance under {COLLAPSED_BELOW}")
+    return "; ".join(found)
 
 
 def matrix(runs: Sequence[Run]) -> str:
     """The comparison matrix as Markdown."""
-    header = (
-        "experiment | model | train accuracy | train exact match | mean steps | steps to 80 % | steps to 90 % | "
-        "encoder variance | gradient share | carry change (rel.) | held-out accuracy | pass@1"
-    )
-    lines = [f"| {header} |", "|" + "---|" * len(header.split(" | "))]
+    rows = matrix_rows(runs)
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "".join(f"| {' | '.join(map(_markdown_cell, line))} |\n" for line in lines)
 
-    def shown(value: float | None, form: str, scale: float = 1.0) -> str:
-        return "–" if value is None else form.format(value * scale)
 
-    for run in runs:
-        solved, puzzles = run.final("ARC/pass@1_solved"), run.final("ARC/num_puzzles")
-        cells = [
-            run.name,
-            model_name(run.config),
-            shown(run.last("train/accuracy"), "{:.1f} %", 100),
-            shown(run.last("train/exact_accuracy"), "{:.1f} %", 100),
-            shown(run.last("train/steps"), "{:.2f}"),
-            shown(run.steps_to("train/accuracy", 0.8), "{:.0f}"),
-            shown(run.steps_to("train/accuracy", 0.9), "{:.0f}"),
-            shown(run.last("train/encoder_cross_sample_var"), "{:.2f}"),
-            shown(run.last("grad/encoder_share"), "{:.0f} %", 100),
-            shown(run.last("train/encoder_carry_change_rel"), "{:.2f}"),
-            shown(run.final("eval/accuracy"), "{:.1f} %", 100),
-            "–" if solved is None else f"{solved:g}/{puzzles:g}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+def _markdown_cell(text: str) -> str:
+    """Text that ends no cell and no line."""
+    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())
 
 
 def curves_svg(runs: Sequence[Run]) -> str:

@@ -38,6 +38,8 @@ class Evaluation:
     step_table: list[dict[str, float]] = field(default_factory=list)
     results: list[QueryResult] = field(default_factory=list)
     submission: Submission = field(default_factory=dict)
+    credits: dict[str, dict[int, float]] = field(default_factory=dict)
+    contaminated: list[str] = field(default_factory=list)
 
 
 def runs_into_canvas_edge(batch: Batch, predictions: Tensor) -> Bool[Tensor, " batch"]:
@@ -188,6 +190,8 @@ def evaluate(
     evaluation = Evaluation(metrics, table)
     for voting in votings:
         evaluation.results = voting.results(gather_lists(voting.votes, ranks))
-        evaluation.metrics |= voting.metrics(evaluation.results)
+        evaluation.credits = voting.puzzle_credits(evaluation.results)
+        evaluation.contaminated = voting.contaminated_puzzles()
+        evaluation.metrics |= voting.metrics(evaluation.credits)
         evaluation.submission = voting.submission(evaluation.results)
     return evaluation

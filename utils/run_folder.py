@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -82,23 +83,30 @@ def unlock_folder(folder: Path) -> None:
         file.close()
 
 
-def keep_lines(source: Path, last_step: int, target: Path | None = None) -> None:
-    """Write the lines of a log of JSON objects up to a step into `target` (None: back into the file), in one move.
+def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of a log of JSON objects that have a step: as they stand there, and read.
 
     A line that cannot be read, such as the last one of a process that was killed, is left out and named.
     """
-    if not source.exists():
-        return
-    kept = []
-    for number, line in enumerate(source.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        try:
-            step = int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):
-            log.warning("%s: line %d is torn and is left out", source, number)
-            continue
-        if step <= last_step:
-            kept.append(line + "\n")
-    write_folder_file(target or source, "".join(kept))
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                content = json.loads(line)
+                content["step"] = int(content["step"])
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+                log.warning("%s: line %d is torn and is left out", path, number)
+                continue
+            yield line.rstrip("\n"), content
+
+
+def keep_lines(source: Path, last_step: int, target: Path | None = None) -> None:
+    """Write the lines of a log of JSON objects up to a step into `target` (None: back into the file), in one move.
+
+    A line that cannot be read is left out and named.
+    """
+    if source.exists():
+        kept = [line + "\n" for line, content in read_lines(source) if content["step"] <= last_step]
+        write_folder_file(target or source, "".join(kept))
 
 
 def continue_run_folder(config: TrainConfig, step: int) -> Path:

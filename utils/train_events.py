@@ -11,6 +11,8 @@ from utils.checkpoint import write_folder_file
 from utils.evaluation import EvaluationStopped
 from utils.metric_window import MetricWindow
 from utils.pages import predictions_page
+from utils.puzzle_results import PuzzleResults
+from utils.report import write_own_report
 from utils.traces import write_traces
 from utils.train_metrics import shown_predictions
 from utils.trainer import Trainer
@@ -71,6 +73,8 @@ def evaluate_and_save(trainer: Trainer) -> dict[str, float]:
         logger.log(trainer.step, {**metrics, "epoch": trainer.epoch})
         if logger.folder is not None and config.evaluators:
             write_folder_file(logger.folder / "submission.json", json.dumps(evaluation.submission))
+            solved = PuzzleResults(trainer.step, evaluation.credits, frozenset(evaluation.contaminated))
+            solved.write(logger.folder)
         logger.log_rows(trainer.step, "act_steps", evaluation.step_table)
     progress.evaluations += 1
     progress.evaluation_due = False
@@ -84,6 +88,8 @@ def evaluate_and_save(trainer: Trainer) -> dict[str, float]:
     is_best = is_best_so_far(trainer, metrics)
     if config.checkpoint_every_eval or is_last or is_best or saves_by_the_clock(trainer):
         trainer.save_checkpoint()
+    if logger.folder is not None:
+        write_own_report(logger.folder)
     trainer.window.began = time.perf_counter()
     return metrics
 

@@ -28,6 +28,7 @@ from utils.checkpoint import CheckpointError
 from utils.checkpoint_writer import SaveError
 from utils.distributed import SAID_BY_FIRST_RANK, Ranks
 from utils.guards import NonFiniteError, TrainingError
+from utils.report import write_own_report
 from utils.run_folder import last_values, run_folder, unlock_folder
 from utils.run_status import EXIT_STATUS, USER_ERROR, RunStatus
 from utils.signals import StopRequest
@@ -80,6 +81,8 @@ def fit(config: TrainConfig, ranks: Ranks, stop: StopRequest | None = None) -> d
         trainer.model.train()
         last = train(trainer, status)
         status.write("done", trainer.step, last)
+        if ranks.is_first:
+            write_own_report(trainer.folder)  # once more: now it says that the run is done
     return last
 
 

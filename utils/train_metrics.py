@@ -9,6 +9,7 @@ from torch import Tensor
 from evaluators.arc import QueryResult
 from utils import distributed
 from utils.diagnostics import encoder_health
+from utils.report import REPORT_FILE
 from utils.traces import QueryTrace, plain_queries, trace_queries, with_votes
 from utils.trainer import Trainer
 
@@ -73,6 +74,6 @@ def summary(metrics: dict[str, float], folder: Path) -> str:
                 solved, low, high = (metrics[f"ARC/{name}_{part}"] for part in ("solved", "low", "high"))
                 interval = f"{solved:g}/{num_puzzles}, 95 %: {100 * low:.1f}-{100 * high:.1f} %"
                 rows.append((f"held-out {name}", f"{100 * metrics[f'ARC/{name}']:.1f} % ({interval})"))
-    rows.append(("run folder", str(folder)))
+    rows += [("run folder", str(folder)), ("report", str(folder / REPORT_FILE))]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

@@ -68,7 +68,7 @@ def cast(evaluator: ARC, votes: list[Vote]) -> ARC:
 
 def metrics_of(data: FewshotEvalDataset, votes: list[Vote]) -> dict[str, float]:
     evaluator = cast(ARC(data), votes)
-    return evaluator.metrics(evaluator.results())
+    return evaluator.metrics(evaluator.puzzle_credits(evaluator.results()))
 
 
 def ranking(data: FewshotEvalDataset, votes: list[Vote], query: int = 0) -> list[Any]:
@@ -89,7 +89,7 @@ def test_a_perfect_predictor_solves_every_real_puzzle_and_submits_the_truth_in_o
         rows = batch["query_indices"].numpy()
         evaluator.update(rows, batch["labels"].numpy(), np.zeros(len(rows), dtype=np.float32))
     results = evaluator.results()
-    metrics = evaluator.metrics(results)
+    metrics = evaluator.metrics(evaluator.puzzle_credits(results))
     assert metrics["ARC/num_puzzles"] == 26
     assert metrics["ARC/num_contaminated_puzzles"] == 0
     for k in PASS_KS:
@@ -210,7 +210,7 @@ def test_a_query_without_prediction_is_wrong_and_keeps_its_place_in_the_submissi
     evaluator.update(np.array([0, 1]), np.array([[0] * 900, [1] * 900], dtype=np.uint8), np.zeros(2, dtype=np.float32))
     results = evaluator.results()
     assert [len(result.candidates) for result in results] == [0, 2, 0, 0]
-    assert evaluator.metrics(results)["ARC/pass@1"] == pytest.approx(0.5 / 2)
+    assert evaluator.metrics(evaluator.puzzle_credits(results))["ARC/pass@1"] == pytest.approx(0.5 / 2)
     nothing = {"attempt_1": [[0]], "attempt_2": [[0]]}
     assert evaluator.submission(results) == {
         "two": [nothing, {"attempt_1": B, "attempt_2": C}],
@@ -221,7 +221,7 @@ def test_a_query_without_prediction_is_wrong_and_keeps_its_place_in_the_submissi
 
 def test_without_any_vote_everything_is_wrong_and_everything_is_submitted(own: FewshotEvalDataset) -> None:
     evaluator = ARC(own)
-    metrics = evaluator.metrics(evaluator.results())
+    metrics = evaluator.metrics(evaluator.puzzle_credits(evaluator.results()))
     assert metrics["ARC/num_puzzles"] == 2
     assert all(metrics[f"ARC/pass@{k}"] == 0 for k in PASS_KS)
     submission = evaluator.submission(evaluator.results())
@@ -239,7 +239,7 @@ def test_unlabelled_queries_are_not_counted_but_are_submitted(own: FewshotEvalDa
     results = evaluator.results()
     assert [result.has_truth for result in results] == [True, True, True, False]
     assert results[-1].truth_rank is None
-    assert evaluator.metrics(results)["ARC/num_puzzles"] == 2
+    assert evaluator.metrics(evaluator.puzzle_credits(results))["ARC/num_puzzles"] == 2
     assert evaluator.submission(results)["unknown"] == [{"attempt_1": C, "attempt_2": C}]
 
 
@@ -247,7 +247,7 @@ def test_only_unlabelled_puzzles_give_zero_of_zero(tmp_path: Path) -> None:
     (tmp_path / "arc_held_challenges.json").write_text(json.dumps({"unknown": PUZZLES["unknown"]}))
     build_dataset(tmp_path / "set", ["held"], test_set_name="held", num_aug=0, input_file_prefix=str(tmp_path / "arc"))
     evaluator = ARC(FewshotEvalDataset(load_store(tmp_path / "set"), batch_size=4))
-    metrics = evaluator.metrics(evaluator.results())
+    metrics = evaluator.metrics(evaluator.puzzle_credits(evaluator.results()))
     assert metrics["ARC/num_puzzles"] == metrics["ARC/pass@1"] == 0
     assert (metrics["ARC/pass@1_low"], metrics["ARC/pass@1_high"]) == (0, 1)
 
@@ -264,12 +264,12 @@ def test_asking_twice_for_results_counts_no_vote_twice(own: FewshotEvalDataset) 
     evaluator = cast(ARC(own), [(8, A, 0), (9, B, 1)])
     first, second = evaluator.results(), evaluator.results()
     assert [[c.votes for c in r.candidates] for r in first] == [[c.votes for c in r.candidates] for r in second]
-    assert evaluator.metrics(first) == evaluator.metrics(second)
+    assert evaluator.metrics(evaluator.puzzle_credits(first)) == evaluator.metrics(evaluator.puzzle_credits(second))
 
 
 def summary(evaluator: ARC, votes: list[Any] | None = None) -> object:
     results = evaluator.results(votes)
-    return evaluator.submission(results), evaluator.metrics(results)
+    return evaluator.submission(results), evaluator.metrics(evaluator.puzzle_credits(results))
 
 
 @settings(max_examples=40, deadline=None)
@@ -328,14 +328,14 @@ def test_puzzles_seen_in_training_are_counted_and_named_in_every_metric(own: Few
     pair_hashes = {puzzle.id: puzzle.pair_hashes for puzzle in own.store.manifest.puzzles}
     votes: list[Vote] = [(0, A, 0), (8, A, 0)]
     clean = cast(ARC(own, seen_pairs=["another hash"]), votes)
-    clean_metrics = clean.metrics(clean.results())
+    clean_metrics = clean.metrics(clean.puzzle_credits(clean.results()))
     assert clean.contaminated_puzzles() == []
     assert clean_metrics["ARC/num_contaminated_puzzles"] == 0
     assert "ARC/contaminated_pass@1" not in clean_metrics
 
     # One pair is enough, and it may be a demonstration.
     seen = cast(ARC(own, seen_pairs=["another hash", pair_hashes["two"][0], *pair_hashes["unknown"]]), votes)
-    metrics = seen.metrics(seen.results())
+    metrics = seen.metrics(seen.puzzle_credits(seen.results()))
     assert seen.contaminated_puzzles() == ["two", "unknown"]
     assert metrics["ARC/num_contaminated_puzzles"] == 2
     assert metrics["ARC/num_puzzles"] == 2

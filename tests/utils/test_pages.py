@@ -1,7 +1,9 @@
 """The predictions page: every cell in its colour, every query named, nothing fetched from anywhere."""
 
+import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,7 +16,16 @@ import torch
 from dataset.grids import Grid
 from evaluators.eos_utils import crop_grid_from_eos
 from utils.pages import PALETTE, grid_svg, predictions_page
-from utils.traces import QueryTrace, StepPrediction, plain_queries, read_traces, trace_queries, with_votes, write_traces
+from utils.traces import (
+    QueryTrace,
+    StepPrediction,
+    VotedGrid,
+    plain_queries,
+    read_traces,
+    trace_queries,
+    with_votes,
+    write_traces,
+)
 from utils.train_loop import SHOWN_QUERIES, Trainer
 
 MakeTrainer = Callable[..., Trainer]
@@ -40,14 +51,19 @@ class Page(HTMLParser):
 
 
 def drawn_cells(svg: str) -> dict[tuple[int, int], str]:
-    """The fill of each cell (row, column), from the unit squares of the paths; no cell may be drawn twice."""
+    """The colour of each cell (row, column) as the strokes paint it: each a run of cells, later ones over the first,
+    which paints all of them; no other cell may be painted twice."""
     cells: dict[tuple[int, int], str] = {}
-    for path in ElementTree.fromstring(svg).iter("path"):
-        squares = re.findall(r"M(\d+) (\d+)h1v1h-1z", path.attrib["d"])
-        assert "".join(f"M{x} {y}h1v1h-1z" for x, y in squares) == path.attrib["d"]
-        for x, y in squares:
-            assert (int(y), int(x)) not in cells
-            cells[int(y), int(x)] = path.attrib["fill"]
+    paths = list(ElementTree.fromstring(svg).iter("path"))
+    for number, path in enumerate(paths):
+        runs = re.findall(r"M(\d+) (\d+)h(\d+)", path.attrib["d"])
+        assert "".join(f"M{x} {y}h{n}" for x, y, n in runs) == path.attrib["d"]
+        for x, y, n in runs:
+            for column in range(int(x), int(x) + int(n)):
+                place = int(y), column
+                assert (place in cells) == (number > 0)
+                assert number == 0 or cells[place] == paths[0].attrib["stroke"]
+                cells[place] = path.attrib["stroke"]
     return cells
 
 
@@ -63,7 +79,7 @@ def test_a_drawing_has_each_cell_once_in_its_colour(shape: tuple[int, int]) -> N
     expected = {(r, c): PALETTE[grid[r, c]] for r in range(shape[0]) for c in range(shape[1])}
     assert drawn_cells(svg) == expected
     root = ElementTree.fromstring(svg)
-    assert root.attrib["viewBox"] == f"0 0 {shape[1]} {shape[0]}"
+    assert root.attrib["viewBox"] == f"0 -.5 {shape[1]} {shape[0]}"
     assert "a grid" in root.attrib["aria-label"]
 
 
@@ -81,7 +97,7 @@ def test_no_grid_is_said_in_words(grid: Grid | None) -> None:
 def test_names_and_labels_are_text_and_never_markup() -> None:
     name = '<script>alert("x")</script> & <img src=http://example.com/x>'
     page = Page(predictions_page(name, {name: [shown(name)]}))
-    assert page.count("script") == page.count("img") == 0
+    assert (page.count("script"), page.count("img")) == (1, 0), "the page's own script alone"
     assert page.text.count(name) >= 3
     assert '"><script' not in str(grid_svg(shown().input, '"><script'))
 
@@ -102,7 +118,7 @@ def test_a_query_is_drawn_with_all_its_grids() -> None:
     query = shown(truth=np.full((1, 1), 9, dtype=np.uint8), confidence=0.87)
     html = predictions_page("t", {"Some": [query]})
     drawings = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
-    grids = [g for pair in query.demonstrations for g in pair] + [query.input, query.prediction, query.truth]
+    grids = [g for pair in query.demonstrations for g in pair] + [query.input, query.truth, query.prediction]
     assert len(drawings) == len(grids)
     for drawing, grid in zip(drawings, grids, strict=True):
         assert grid is not None
@@ -115,7 +131,7 @@ def test_the_page_of_a_run_is_self_contained_and_shows_the_first_queries(finishe
     html = (finished_run / "predictions.html").read_text(encoding="utf-8")
     page = Page(html)
     assert page.count("article") == 8 + 4
-    assert page.count("script") == page.count("link") == page.count("img") == page.count("iframe") == 0
+    assert page.count("link") == page.count("img") == page.count("iframe") == 0
     for tag, attributes in page.elements:
         for key in ("src", "href", "xlink:href", "data", "action", "srcset", "poster"):
             assert key not in attributes, (tag, attributes)
@@ -195,3 +211,42 @@ def test_the_votes_shown_are_those_of_the_query(make_trainer: MakeTrainer) -> No
         assert [v.votes for v in trace.votes] == [c.votes for c in result.candidates[:1]]
         for vote, candidate in zip(trace.votes, result.candidates, strict=False):
             assert np.array_equal(vote.grid, candidate.grid)
+
+
+def test_a_grid_that_stays_is_drawn_once_with_the_steps_at_which_it_stands() -> None:
+    one, two = shown().input, shown().prediction
+    steps = tuple(StepPrediction(grid, 0.1 * i, 0.5 / i) for i, grid in enumerate((one, one, two, one), start=1))
+    votes = (VotedGrid(two, 3, 0.5), VotedGrid(one, 1, 0.25))
+    query = replace(shown(truth=one), steps=steps, votes=votes)
+    html = predictions_page("t", {"Some": [query]})
+    assert re.findall(r"<li data-first=\"(\d)\" data-last=\"(\d)\"", html) == [("1", "2"), ("3", "3"), ("4", "4")]
+    text = " ".join(Page(html).text.split())
+    assert "steps 1–2, confidence 20 % ✓ right" in text
+    assert "step 3, confidence 30 % ✗ wrong" in text
+    assert "3 votes, confidence 50 % ✗ wrong 1 vote, confidence 25 % ✓ right" in text
+    (by_step,) = [a["data-by-step"] for _, a in Page(html).elements if "data-by-step" in a]
+    assert json.loads(str(by_step)) == [[10, 50], [20, 25], [30, 16.7], [40, 12.5]]
+
+
+def test_a_run_writes_its_own_report_which_says_that_it_is_done(finished_run: Path) -> None:
+    html = (finished_run / "report.html").read_text(encoding="utf-8")
+    text = " ".join(Page(html).text.split())
+    assert f"{finished_run.name} done 8of 8 ETRM standard" in text
+    assert html.count('<details class="puzzle"') == 8 + 4
+
+
+def test_the_puzzles_file_of_a_run_adds_up_to_its_metrics(
+    finished_run: Path, metrics_of: Callable[[Path], list[dict[str, float]]]
+) -> None:
+    results = json.loads((finished_run / "puzzles.json").read_text())
+    last = metrics_of(finished_run)[-1]
+    assert (results["step"], results["contaminated"], len(results["puzzles"])) == (8, [], last["ARC/num_puzzles"])
+    for k in (1, 2):
+        credits = [credit[f"pass@{k}"] for credit in results["puzzles"].values()]
+        assert sum(credits) == last[f"ARC/pass@{k}_solved"]
+
+
+def test_a_confidence_that_is_no_number_is_a_dash_and_no_fault_of_the_page() -> None:
+    html = predictions_page("t", {"Some": [shown(confidence=float("nan"))]})
+    assert "(the model's confidence: –)" in Page(html).text
+    assert [a["data-by-step"] for _, a in Page(html).elements if "data-by-step" in a] == ["[[null,null]]"]
