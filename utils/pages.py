@@ -37,6 +37,7 @@ templates = Environment(
     autoescape=select_autoescape(["html", "j2"]),
     trim_blocks=True,
     lstrip_blocks=True,
+    auto_reload=False,
 )
 
 
@@ -78,6 +79,8 @@ def percent(share: float) -> str:
 
 
 templates.filters["percent"] = percent
+for _name in templates.list_templates():  # now: a run of many days draws with the templates that it started with
+    templates.get_template(_name)
 
 
 def _rounded(share: float | None) -> float | None:

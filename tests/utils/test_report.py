@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from jinja2 import FileSystemLoader
 
 from tests.processes import ROOT
 from tests.synthetic_runs import config_values, metric_rows, write_lines, write_synthetic_run
 from tests.utils.test_pages import Page
+from utils.pages import templates
 from utils.puzzle_results import PuzzleResults
 from utils.report import load_runs, main, write_report
 from utils.report_curves import MAX_POINTS, bucket_curve, nice_ticks, seed_groups
@@ -399,3 +401,12 @@ def test_odd_values_in_the_files_are_no_traceback(tmp_path: Path) -> None:
 def test_a_folder_whose_name_is_no_text_is_shown(tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"run-\xff")
     assert "run-?" in page_of(write_synthetic_run(folder))
+
+
+def test_templates_that_change_under_a_running_process_have_no_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_synthetic_run(tmp_path / "run")
+    assert isinstance(templates.loader, FileSystemLoader)
+    monkeypatch.setattr(templates.loader, "searchpath", [str(tmp_path)])
+    assert "</html>" in page_of(run)
