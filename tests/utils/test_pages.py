@@ -250,3 +250,9 @@ def test_a_confidence_that_is_no_number_is_a_dash_and_no_fault_of_the_page() -> 
     html = predictions_page("t", {"Some": [shown(confidence=float("nan"))]})
     assert "(the model's confidence: –)" in Page(html).text
     assert [a["data-by-step"] for _, a in Page(html).elements if "data-by-step" in a] == ["[[null,null]]"]
+
+
+def test_a_last_step_on_another_canvas_is_named() -> None:
+    said = "made again on the full canvas"
+    assert said not in predictions_page("t", {"Some": [shown()]})
+    assert said in predictions_page("t", {"Some": [replace(shown(), rerun=True)]})
