@@ -1,0 +1,101 @@
+"""What `run_jobs.py` shows without starting anything: the table of `--list`, the commands of `--dry-run`."""
+
+import shlex
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from utils.job_command import Job, Understood, same_folder_faults
+from utils.job_file import JobError, JobFile, JobLine
+from utils.job_records import Record, Records
+from utils.job_runner import Options
+from utils.job_verdict import status_of
+
+WORDS = {" ": "waiting", "-": "running", "x": "done", "!": "failed"}
+COLUMNS = ("line", "", "state", "job", "step", "train accuracy", "pass@2", "time left")
+NONE = "–"
+
+
+def faults_of(file: JobFile, jobs: Understood, options: Options) -> list[str]:
+    """What is wrong with the waiting jobs that `--only` chooses, and with the file."""
+    lines, faults, known = file.read(), [], []
+    for line in lines:
+        try:
+            job = jobs.job(line)
+            known.append(job)
+            if line.mark == " " and job.matches(options.only):
+                options.gpus_of(job)
+        except JobError as error:
+            if line.mark == " ":
+                faults.append(str(error))
+    if not lines:
+        faults.append("has no job; a job is a line such as '[ ] python pretrain_etrm.py ...'")
+    elif options.only is not None and not any(job.matches(options.only) for job in known):
+        faults.append(f"--only '{options.only}' chooses none of {', '.join(job.name for job in known)}")
+    return [f"{file.name}: {fault}" for fault in (*faults, *same_folder_faults(known))]
+
+
+def job_table(file: JobFile, jobs: Understood, only: str | None) -> str:
+    """One row a job: where it stands, by the file, its record and its run's status."""
+    records = Records(file.records)
+    rows: list[Sequence[str]] = [COLUMNS]
+    for line in file.read():
+        try:
+            job = jobs.job(line)
+        except JobError as error:
+            rows.append((str(line.number), f"[{line.mark}]", "not valid", str(error), *(NONE,) * 4))
+            continue
+        if job.matches(only):
+            rows.append(_row(job, status_of(job), records.read(job.key)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(_padded, row, widths, range(len(row)))).rstrip() for row in rows) + "\n"
+
+
+def _padded(cell: str, width: int, column: int) -> str:
+    return cell.ljust(width) if 1 <= column <= 3 else cell.rjust(width)
+
+
+def _row(job: Job, status: dict[str, Any], record: Record | None) -> tuple[str, ...]:
+    last = status.get("last") or {}
+    return (
+        str(job.line.number),
+        f"[{job.line.mark}]",
+        _state(job.line, status),
+        job.name,
+        f"{status['step']}/{status['total_steps']}" if status else NONE,
+        _percent(last.get("train/accuracy")),
+        _percent(last.get("ARC/pass@2")),
+        _time_left(status, record) if job.line.mark == "-" else NONE,
+    )
+
+
+def _state(line: JobLine, status: dict[str, Any]) -> str:
+    """The mark's word, and what the run itself says where that is something else."""
+    word, said = WORDS[line.mark], status.get("state")
+    return word if said in (None, word) else f"{word} ({said})"
+
+
+def _percent(value: float | None) -> str:
+    return NONE if value is None else f"{100 * value:.1f} %"
+
+
+def _time_left(status: dict[str, Any], record: Record | None) -> str:
+    """By the rate since the job's start."""
+    if record is None or not status or status["updated"] == record.seen or status["step"] <= record.step:
+        return NONE
+    seconds = (status["updated"] - record.started) / (status["step"] - record.step)
+    left = seconds * (status["total_steps"] - status["step"]) - (time.time() - status["updated"])
+    return str(timedelta(seconds=round(max(0.0, left))))
+
+
+def commands(file: JobFile, jobs: Understood, options: Options) -> str:
+    """The waiting jobs as they would be run, with the number of their devices."""
+    shown = []
+    for line in file.read():
+        if line.mark == " " and (job := jobs.job(line)).matches(options.only):
+            words = [*(f"{key}={value}" for key, value in job.environment.items()), *job.arguments]
+            gpus = options.gpus_of(job)
+            devices = f"{gpus} of {','.join(options.gpus)}" if options.gpus is not None else str(gpus)
+            shown.append(f"{job.name}: {devices if gpus else 'no'} devices, in {job.folder}\n    {shlex.join(words)}")
+    return "".join(f"{text}\n" for text in shown)
