@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.job_command import Understood
 from utils.job_executors import Executor, LocalExecutor, RayExecutor, SlurmExecutor
 from utils.job_file import JobError, JobFile
-from utils.job_runner import Options, Runner
-from utils.job_table import commands, faults_of, job_table
+from utils.job_runner import Runner
+from utils.job_sheet import Options, Sheet
+from utils.job_table import commands, job_table
 
 log = logging.getLogger("run_jobs")
 USER_FAULT = 2
@@ -125,7 +125,7 @@ def executor_of(arguments: argparse.Namespace, file: JobFile) -> Executor:
 
 def write_reports(runner: Runner) -> None:
     """`runs/<project>/report.html` for each project of which this runner ended the last job."""
-    jobs = runner.known_jobs()
+    jobs = runner.sheet.jobs()
     for project in sorted({job.project for job in runner.ended if job.project is not None}):
         own = [job for job in jobs if job.project == project]
         if all(job.line.mark == "x" for job in own):
@@ -142,19 +142,19 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         JobError: nothing has been started.
     """
-    file, jobs = JobFile(arguments.file), Understood(arguments.file.stem)
+    file = JobFile(arguments.file)
     if arguments.list:
-        sys.stdout.write(job_table(file, jobs, arguments.only))
+        sys.stdout.write(job_table(file, arguments.only))
         return 0
-    options = options_of(arguments)
-    if faults := faults_of(file, jobs, options):
+    sheet = Sheet(file, options_of(arguments))
+    if faults := sheet.faults():
         raise JobError("\nerror: ".join(faults))
     for number in file.nearly_jobs():
         log.warning("%s: line %d looks like a job and is none; a job is '[ ] command'", file.name, number)
     if arguments.dry_run:
-        sys.stdout.write(commands(file, jobs, options))
+        sys.stdout.write(commands(sheet))
         return 0
-    runner = Runner(file, options, executor_of(arguments, file))
+    runner = Runner(sheet, executor_of(arguments, file))
     status = runner.run()
     if not arguments.no_report:
         write_reports(runner)

@@ -41,9 +41,9 @@ def race(folder: Path, *, jobs: int, seconds: float, kills: int, parallel: int) 
         wait_for_ended(folder, jobs * (kill + 1) // (kills + 2))
         time.sleep(random.random() * seconds)
         runners[1].kill()
-        runners[1].wait()
+        runners[1].wait(60)
         runners[1] = start_runner(folder, *options)
-    statuses = [runner.wait() for runner in runners]
+    statuses = [runner.wait(600) for runner in runners]
     return statuses, Counter((folder / "ended").read_text().split()), (folder / "jobs.txt").read_text()
 
 

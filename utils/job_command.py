@@ -181,14 +181,3 @@ class Understood:
         if isinstance(known, JobError):
             raise known
         return Job(**{**vars(known), "line": line})
-
-
-def same_folder_faults(jobs: list[Job]) -> list[str]:
-    """Jobs of one file that would write one run folder."""
-    first: dict[Path, Job] = {}
-    return [
-        f"line {job.line.number}: writes {job.folder}, as line {first[job.folder].line.number} does; "
-        "give each a +run_name of its own"
-        for job in jobs
-        if first.setdefault(job.folder, job) is not job
-    ]

@@ -7,6 +7,7 @@ locks.
 
 import logging
 import signal
+import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from utils.job_process import STOP_FILE, command_line, run_under
 from utils.job_records import Record
 
 SLURM_MINUTES = 24 * 60
+CONNECT_SECONDS = 10
 
 
 class Executor(Protocol):
@@ -135,6 +137,21 @@ class SlurmExecutor:
             job.cancel(check=False)
 
 
+def _refuse_silent(address: str) -> None:
+    """Ray would wait for minutes where nothing listens, and end the process.
+
+    Raises:
+        JobError: nothing answers at HOST:PORT.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or "://" in address:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise JobError(f"--ray-address {address}: no Ray cluster answers: {error}") from error
+
+
 class RayExecutor:
     """A Ray cluster: each job is a task, which Ray runs again elsewhere when its node is lost.
 
@@ -150,6 +167,7 @@ class RayExecutor:
             import ray
         except ImportError as error:
             raise JobError("--executor ray needs ray: pip install -e '.[ray]'") from error
+        _refuse_silent(address)
         try:
             if not ray.is_initialized():
                 ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)

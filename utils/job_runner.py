@@ -6,22 +6,19 @@ one takes them up. Several runners share a file by its lock.
 
 import logging
 import os
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from types import FrameType
 
-from utils.job_command import Job, Understood, same_folder_faults
+from utils.job_command import Job
 from utils.job_executors import Executor
-from utils.job_file import JobError, JobFile, JobLine, Mark
+from utils.job_file import JobError, JobLine, Mark
 from utils.job_process import JOB_LOG
 from utils.job_records import Record, Records, this_host
+from utils.job_sheet import Sheet
 from utils.job_verdict import Verdict, judge, last_line, status_of
-from utils.signals import SECOND_SIGINT_AFTER_S
+from utils.signals import StopCount
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0
@@ -29,76 +26,15 @@ MAX_INTERRUPTIONS = 10
 STOPPED = 75
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a runner may do.
-
-    gpus: devices of this machine to give out; None where the executor or nobody does.
-    on_cpu: hide all devices from the jobs.
-    per_job: devices of a job without torchrun; None: one.
-    parallel: jobs at once; None: as many as there are devices for.
-    """
-
-    only: str | None = None
-    gpus: tuple[str, ...] | None = None
-    on_cpu: bool = True
-    per_job: int | None = None
-    parallel: int | None = 1
-    retries: int = 0
-    grace: float = 120.0
-    take_running: bool = False
-
-    def gpus_of(self, job: Job) -> int:
-        """How many devices the job takes.
-
-        Raises:
-            JobError: torchrun's number is another than `--per-job`, or more than there are.
-        """
-        if self.on_cpu:
-            return 0
-        number = job.processes or self.per_job or 1
-        if self.per_job not in (None, number):
-            raise JobError(
-                f"line {job.line.number}: torchrun starts {number} processes, each on a device of its own, but "
-                f"--per-job is {self.per_job}; leave --per-job out, or make both the same"
-            )
-        if self.gpus is not None and number > len(self.gpus):
-            raise JobError(f"line {job.line.number}: needs {number} devices; --gpus has {len(self.gpus)}")
-        return number
-
-
-class StopSignals:
-    """How often SIGINT or SIGTERM has come; one that follows at once is the same, sent twice."""
-
-    def __init__(self) -> None:
-        self.count, self._last = 0, 0.0
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if not self.count or now - self._last > SECOND_SIGINT_AFTER_S:
-            self.count += 1
-        self._last = now
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take both inside the block."""
-        handlers = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-
-
 class Runner:
     """One runner of one file."""
 
-    def __init__(self, file: JobFile, options: Options, executor: Executor):
-        self.file, self.options, self.executor = file, options, executor
-        self.records, self.jobs = Records(file.records), Understood(file.stem)
+    def __init__(self, sheet: Sheet, executor: Executor):
+        self.sheet, self.file, self.options, self.executor = sheet, sheet.file, sheet.options, executor
+        self.records = Records(sheet.file.records)
         self.held: dict[str, tuple[Job, Record]] = {}
         self.ended: list[Job] = []
-        self.signals = StopSignals()
+        self.signals = StopCount()
         self._orders: dict[str, str] = {}
         self._said: set[str] = set()
         self._kill_at = self._looked_at = 0.0
@@ -156,7 +92,7 @@ class Runner:
     def _start_waiting(self, line: JobLine) -> bool:
         """Start a waiting job, if it is this runner's and its turn; whether the next one may be looked at."""
         try:
-            job = self._checked(line)
+            job = self.sheet.checked(line)
         except JobError as error:
             if self.options.only is None:
                 log.error("[!] %s", error)
@@ -164,7 +100,7 @@ class Runner:
             else:
                 self._say_once(f"{error}: left alone with --only")
             return True
-        if not job.matches(self.options.only) or not self._is_open(line):
+        if not job.matches(self.options.only) or not self.sheet.is_open(line):
             return True
         if line.key in self.held or self._lives(line):
             self._say_once(f"line {line.number}: is set to [ ], but {job.name} still runs: it is not started twice")
@@ -174,33 +110,6 @@ class Runner:
             return False
         self._start(job, devices)
         return True
-
-    def _checked(self, line: JobLine) -> Job:
-        """The job of a line.
-
-        Raises:
-            JobError: it cannot be run.
-        """
-        job = self.jobs.job(line)
-        self.options.gpus_of(job)
-        for fault in same_folder_faults(self.known_jobs()):
-            if fault.startswith(f"line {line.number}:"):
-                raise JobError(fault)
-        return job
-
-    def known_jobs(self) -> list[Job]:
-        """The jobs of the file that can be understood."""
-        return [job for line in self.file.read() if (job := self._known(line)) is not None]
-
-    def _known(self, line: JobLine) -> Job | None:
-        try:
-            return self.jobs.job(line)
-        except JobError:
-            return None
-
-    def _is_open(self, line: JobLine) -> bool:
-        """Whether everything above the barriers above a line is done."""
-        return not line.section or all(x.mark == "x" for x in self.file.read() if x.section < line.section)
 
     def _lives(self, line: JobLine) -> bool:
         """Whether a job that is not marked as running runs all the same."""
@@ -270,7 +179,9 @@ class Runner:
             self._say_once(f"{at} was started with --executor {record.executor}: left alone by this runner")
         elif record.host != this_host() and record.executor == "local" and not self.options.take_running:
             self._say_once(f"{at} was started on {record.host}: left alone here without --take-running")
-        elif (job := self._known(line)) is not None:
+        elif (job := self.sheet.known(line)) is None:
+            self._say_once(f"{at} lost its runner, and cannot be understood any more: left alone")
+        else:
             self.held[line.key] = job, self.records.adopt(line.key, record)
             log.info("[-] %s lost its runner: taken up", job.name)
 
@@ -305,9 +216,9 @@ class Runner:
         if verdict.outcome == "done":
             log.info("[x] %s", job.name)
         else:
-            path = job.folder / JOB_LOG
-            said = f"{verdict.reason}; {path} ends with: {last_line(path)}"
-            log.warning("[%s] %s %s: %s", mark, job.name, verdict.word, said)
+            path, last = job.folder / JOB_LOG, last_line(job.folder / JOB_LOG)
+            more = "" if verdict.reason in last else f"{verdict.reason}; "
+            log.warning("[%s] %s %s: %s%s ends with: %s", mark, job.name, verdict.word, more, path, last)
 
     def _next(self, record: Record, verdict: Verdict) -> tuple[Mark, Record]:
         """The mark of a job that ended, and its record for another start."""
@@ -348,12 +259,7 @@ class Runner:
 
     def _outcome(self) -> int:
         """Say what is left; 0 where all is done."""
-        lines = self.file.read()
-        chosen = [job for job in self.known_jobs() if job.matches(self.options.only)]
-        for job in chosen:
-            if (line := job.line).mark == " ":
-                above = next((x for x in lines if x.section < line.section and x.mark != "x"), None)
-                why = f"waits for line {above.number} [{above.mark}] above '---'" if above else "was not started"
-                log.warning("[ ] %s %s", job.name, why)
-        left = [line for line in lines if line.mark != "x"] if self.options.only is None else []
-        return 1 if left or any(job.line.mark != "x" for job in chosen) else 0
+        left = self.sheet.left()
+        for text in left:
+            log.warning("%s", text)
+        return 1 if left else 0

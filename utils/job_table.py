@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from utils.job_command import Job, Understood, same_folder_faults
+from utils.job_command import Job, Understood
 from utils.job_file import JobError, JobFile, JobLine
 from utils.job_records import Record, Records
-from utils.job_runner import Options
+from utils.job_sheet import Options, Sheet
 from utils.job_verdict import status_of
 
 WORDS = {" ": "waiting", "-": "running", "x": "done", "!": "failed"}
@@ -17,28 +17,9 @@ COLUMNS = ("line", "", "state", "job", "step", "train accuracy", "pass@2", "time
 NONE = "–"
 
 
-def faults_of(file: JobFile, jobs: Understood, options: Options) -> list[str]:
-    """What is wrong with the waiting jobs that `--only` chooses, and with the file."""
-    lines, faults, known = file.read(), [], []
-    for line in lines:
-        try:
-            job = jobs.job(line)
-            known.append(job)
-            if line.mark == " " and job.matches(options.only):
-                options.gpus_of(job)
-        except JobError as error:
-            if line.mark == " ":
-                faults.append(str(error))
-    if not lines:
-        faults.append("has no job; a job is a line such as '[ ] python pretrain_etrm.py ...'")
-    elif options.only is not None and not any(job.matches(options.only) for job in known):
-        faults.append(f"--only '{options.only}' chooses none of {', '.join(job.name for job in known)}")
-    return [f"{file.name}: {fault}" for fault in (*faults, *same_folder_faults(known))]
-
-
-def job_table(file: JobFile, jobs: Understood, only: str | None) -> str:
+def job_table(file: JobFile, only: str | None) -> str:
     """One row a job: where it stands, by the file, its record and its run's status."""
-    records = Records(file.records)
+    records, jobs = Records(file.records), Understood(file.stem)
     rows: list[Sequence[str]] = [COLUMNS]
     for line in file.read():
         try:
@@ -89,13 +70,13 @@ def _time_left(status: dict[str, Any], record: Record | None) -> str:
     return str(timedelta(seconds=round(max(0.0, left))))
 
 
-def commands(file: JobFile, jobs: Understood, options: Options) -> str:
+def commands(sheet: Sheet) -> str:
     """The waiting jobs as they would be run, with the number of their devices."""
-    shown = []
-    for line in file.read():
-        if line.mark == " " and (job := jobs.job(line)).matches(options.only):
-            words = [*(f"{key}={value}" for key, value in job.environment.items()), *job.arguments]
-            gpus = options.gpus_of(job)
-            devices = f"{gpus} of {','.join(options.gpus)}" if options.gpus is not None else str(gpus)
-            shown.append(f"{job.name}: {devices if gpus else 'no'} devices, in {job.folder}\n    {shlex.join(words)}")
-    return "".join(f"{text}\n" for text in shown)
+    return "".join(_command(job, sheet.options) for job in sheet.chosen() if job.line.mark == " ")
+
+
+def _command(job: Job, options: Options) -> str:
+    words = [*(f"{key}={value}" for key, value in job.environment.items()), *job.arguments]
+    gpus = options.gpus_of(job)
+    devices = f"{gpus} of devices {','.join(options.gpus)}" if gpus and options.gpus else f"{gpus or 'no'} devices"
+    return f"{job.name}: {devices}, in {job.folder}\n    {shlex.join(words)}\n"
