@@ -70,8 +70,9 @@ def options_of(arguments: argparse.Namespace) -> Options:
         raise JobError(
             f"--gpus is for this machine; with --executor {arguments.executor} the cluster gives devices out"
         )
-    for name, executor in (("slurm", "slurm"), ("ray_address", "ray"), ("ray_cpus", "ray")):
-        if arguments.executor != executor and getattr(arguments, name) not in ([], "auto", 1):
+    for name in ("slurm", "slurm_cluster", "ray_address", "ray_cpus"):
+        executor = name.split("_")[0]
+        if arguments.executor != executor and getattr(arguments, name) != argument_parser().get_default(name):
             raise JobError(f"--{name.replace('_', '-')} is for --executor {executor}")
     if not arguments.grace >= 0:
         raise JobError(f"--grace {arguments.grace}: must be at least 0 seconds")

@@ -256,7 +256,7 @@ def test_list_shows_where_every_job_stands(
     (run_folder / "status.json").write_text(json.dumps(status))
     quick(f"[-] python {etrm} +project_name=p +run_name=E0a", "[!] ls", "[ ] no-such-program", options="--list")
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert rows[1] == ["1", "[-]", "running", "(preempted)", "E0a", "20/400", "81.2", "%", "3.1", "%", "–"]
+    assert rows[1] == ["1", "[-]", "without", "runner", "(preempted)", "E0a", "20/400", "81.2", "%", "3.1", "%", "–"]
     assert rows[2][:3] == ["2", "[!]", "failed"]
     assert "not valid" in " ".join(rows[3])
     assert not (tmp_path / ".jobs.txt.runs").exists()

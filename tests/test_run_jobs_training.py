@@ -13,7 +13,7 @@ from tests.processes import RUN, SMALL
 
 def test_a_training_run_that_was_killed_with_its_runner_resumes_and_ends(dataset_folder: Path, tmp_path: Path) -> None:
     """Its log goes on in its folder, and no second folder is made."""
-    overrides = (*SMALL, f"data_paths=[{dataset_folder}]", "epochs=30", "eval_interval=30", "log_interval=1")
+    overrides = (*SMALL, f"data_paths=[{dataset_folder}]", "epochs=8", "eval_interval=8", "log_interval=1")
     command = ["python", str(ROOT / "pretrain_etrm.py"), *overrides, "checkpoint_interval=1"]
     (tmp_path / "jobs.txt").write_text(f"[ ] {shlex.join(command)}\n")
     runner = start_runner(tmp_path, "--no-report")

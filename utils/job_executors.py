@@ -18,6 +18,7 @@ from utils.job_file import JobError
 from utils.job_process import STOP_FILE, command_line, run_under
 from utils.job_records import Record
 
+log = logging.getLogger(__name__)
 SLURM_MINUTES = 24 * 60
 CONNECT_SECONDS = 10
 
@@ -178,6 +179,9 @@ class RayExecutor:
         self._started: dict[str, Any] = {}
 
     def start(self, folder: Path, record: Record) -> str:
+        there = int(self._ray.cluster_resources().get("GPU", 0))
+        if record.gpus > there:
+            log.warning("%s waits for %d GPUs; the cluster has %d now (--cpu: none)", record.name, record.gpus, there)
         task = self._task.options(name=record.name, num_gpus=record.gpus)
         self._started[record.token] = task.remote(folder, record.token)
         return record.token

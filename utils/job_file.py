@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ JOB = re.compile(rb"(?:\xef\xbb\xbf)?\[([ x!-])\][ \t]+(\S.*?)\s*", re.DOTALL)
 NEARLY_A_JOB = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[.?\].*", re.DOTALL)
 BARRIER = re.compile(rb"---+\s*")
 REPLACE_TRIES = 100
+SAVING_SECONDS = 1.0
 
 
 class JobError(ValueError):
@@ -73,12 +75,22 @@ class JobFile:
         self.name, self.stem = path.name, path.stem
         self.path = path.resolve()
         self.records = self.path.with_name(f".{self.path.name}.runs")
+        self._patience = 0.0
 
     def _data(self) -> bytes:
-        try:
-            return self.path.read_bytes()
-        except OSError as error:
-            raise JobError(f"{self.name}: cannot be read: {error.strerror}") from error
+        """The contents; while an editor saves, a file that was there may be gone or empty for a moment."""
+        end = time.monotonic() + self._patience
+        while True:
+            try:
+                data = self.path.read_bytes()
+            except OSError as error:
+                if time.monotonic() > end:
+                    raise JobError(f"{self.name}: cannot be read: {error.strerror}") from error
+            else:
+                if data or time.monotonic() > end:
+                    self._patience = SAVING_SECONDS
+                    return data
+            time.sleep(0.02)
 
     def read(self) -> list[JobLine]:
         """The jobs, in the file's order.
@@ -116,24 +128,32 @@ class JobFile:
             Whether there is still a line with this command that has the old mark.
         """
         for _ in range(REPLACE_TRIES):
-            before = self.path.stat()
+            before = self._state()
             data = self._data()
             found = next((at for line, at in _parse(data) if (line.key, line.mark) == (job.key, old)), None)
             if found is None:
-                return False
-            if self._replace(data[:found] + new.encode() + data[found + 1 :], before):
+                if self._state() == before:
+                    return False
+            elif self._replace(data[:found] + new.encode() + data[found + 1 :], before):
                 return True
         raise JobError(f"{self.name}: changes all the time; the mark of '{job.command}' could not be written")
 
-    def _replace(self, data: bytes, before: os.stat_result) -> bool:
+    def _state(self) -> tuple[int, int, int] | None:
+        """What differs when the file has been written; None where it is gone for the moment."""
+        try:
+            now = self.path.stat()
+        except FileNotFoundError:
+            return None
+        return now.st_mtime_ns, now.st_ino, now.st_size
+
+    def _replace(self, data: bytes, before: tuple[int, int, int] | None) -> bool:
         """Put other contents into the file in one move, unless an editor has changed it meanwhile."""
         temporary = self.path.with_name(f".{self.path.name}.tmp-{os.getpid()}")
         try:
             temporary.write_bytes(data)
-            shutil.copymode(self.path, temporary)
-            now = self.path.stat()
-            if (now.st_mtime_ns, now.st_ino, now.st_size) != (before.st_mtime_ns, before.st_ino, before.st_size):
+            if before is None or self._state() != before:
                 return False
+            shutil.copymode(self.path, temporary)
             temporary.replace(self.path)
         finally:
             temporary.unlink(missing_ok=True)

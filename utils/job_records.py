@@ -138,7 +138,9 @@ class Records:
     @contextmanager
     def claimed(self, key: str) -> Iterator[bool]:
         """Whether no process of the job lives; if so, none begins inside the block."""
-        self.job_folder(key).mkdir(exist_ok=True)
+        folder = self.job_folder(key)
+        folder.mkdir(exist_ok=True)
+        folder.chmod(folder.stat().st_mode)  # NFS looks again for files that it believes are not there
         lock = try_lock(self.folder / key / LOCK_FILE)
         try:
             yield lock is not None

@@ -6,6 +6,7 @@ one takes them up. Several runners share a file by its lock.
 
 import logging
 import os
+import subprocess
 import time
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -123,10 +124,17 @@ class Runner:
         """Devices for a job; None where there are too few, or no room."""
         if not self._has_room():
             return None
-        taken = {device for _, record in self.held.values() for device in record.devices}
+        taken = {device for record in self._running_here() for device in record.devices}
         free = [device for device in self.options.gpus or () if device not in taken]
         number = self.options.gpus_of(job) if self.options.gpus is not None else 0
         return tuple(free[:number]) if number <= len(free) else None
+
+    def _running_here(self) -> list[Record]:
+        """The records of this runner's jobs, and of those that others run on this machine."""
+        own = [record for _, record in self.held.values()]
+        keys = [line.key for line in self.file.read() if line.mark == "-" and line.key not in self.held]
+        others = [record for key in keys if (record := self.records.read(key)) is not None]
+        return own + [record for record in others if record.host == this_host()]
 
     def _start(self, job: Job, devices: tuple[str, ...]) -> None:
         status, before = status_of(job), self.records.read(job.key)
@@ -147,12 +155,22 @@ class Runner:
                 step=int(status.get("step", 0)),
             ),
         )
-        self._mark(job.line, " ", "-")
-        record = replace(record, launch=self.executor.start(self.records.job_folder(job.key), record))
+        if not self._mark(job.line, " ", "-"):
+            return self.records.forget(job.key)  # an editor was quicker
+        record = replace(record, launch=self._launch(job, record))
         self.records.write(job.key, record)
         self.held[job.key] = job, record
         where = f" on device {', '.join(devices)}" if devices else ""
         log.info("[-] %s%s, log in %s", job.name, where, job.folder / JOB_LOG)
+        return None
+
+    def _launch(self, job: Job, record: Record) -> str:
+        try:
+            return self.executor.start(self.records.job_folder(job.key), record)
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # submitit's are RuntimeErrors
+            self._mark(job.line, "-", " ")
+            self.records.forget(job.key)
+            raise JobError(f"{job.name}: could not be started: {error}") from error
 
     def _environment(self, job: Job, devices: tuple[str, ...]) -> dict[str, str]:
         """What a job has in its environment besides the runner's."""

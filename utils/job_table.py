@@ -28,7 +28,9 @@ def job_table(file: JobFile, only: str | None) -> str:
             rows.append((str(line.number), f"[{line.mark}]", "not valid", str(error), *(NONE,) * 4))
             continue
         if job.matches(only):
-            rows.append(_row(job, status_of(job), records.read(job.key)))
+            record = records.read(job.key)
+            has_runner = record is not None and records.is_alive(record.owner)
+            rows.append(_row(job, status_of(job), record, has_runner=has_runner))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(_padded, row, widths, range(len(row)))).rstrip() for row in rows) + "\n"
 
@@ -37,23 +39,25 @@ def _padded(cell: str, width: int, column: int) -> str:
     return cell.ljust(width) if 1 <= column <= 3 else cell.rjust(width)
 
 
-def _row(job: Job, status: dict[str, Any], record: Record | None) -> tuple[str, ...]:
+def _row(job: Job, status: dict[str, Any], record: Record | None, *, has_runner: bool) -> tuple[str, ...]:
     last = status.get("last") or {}
     return (
         str(job.line.number),
         f"[{job.line.mark}]",
-        _state(job.line, status),
+        _state(job.line, status, has_runner),
         job.name,
-        f"{status['step']}/{status['total_steps']}" if status else NONE,
+        f"{status.get('step')}/{status.get('total_steps')}" if status else NONE,
         _percent(last.get("train/accuracy")),
         _percent(last.get("ARC/pass@2")),
         _time_left(status, record) if job.line.mark == "-" else NONE,
     )
 
 
-def _state(line: JobLine, status: dict[str, Any]) -> str:
+def _state(line: JobLine, status: dict[str, Any], has_runner: bool) -> str:
     """The mark's word, and what the run itself says where that is something else."""
     word, said = WORDS[line.mark], status.get("state")
+    if line.mark == "-" and not has_runner:
+        return f"without runner ({said})" if said else "without runner"
     return word if said in (None, word) else f"{word} ({said})"
 
 
