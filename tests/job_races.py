@@ -14,12 +14,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def start_runner(folder: Path, *options: str) -> subprocess.Popen[bytes]:
+def start_runner(folder: Path, *options: str, device: str = "--cpu") -> subprocess.Popen[bytes]:
     """`python run_jobs.py jobs.txt --cpu options` in a folder, with its words in `runner.log`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
     with (folder / "runner.log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, str(ROOT / "run_jobs.py"), "jobs.txt", "--cpu", *options],
+            [sys.executable, str(ROOT / "run_jobs.py"), "jobs.txt", *filter(None, [device]), *options],
             cwd=folder,
             env=environment,
             stdout=log,

@@ -190,6 +190,16 @@ def test_devices_are_given_out_and_taken_back(quick: Callable[..., int], tmp_pat
     assert ended(tmp_path)[2] in ("2:3,5", "2:6,7")
 
 
+def test_two_runners_of_one_file_do_not_give_out_the_same_device(quick: Callable[..., int], tmp_path: Path) -> None:
+    shows = "[ ] bash -c 'echo {}:$CUDA_VISIBLE_DEVICES >> ended; until test `wc -l < ended` = 2; do sleep 0.05; done'"
+    (tmp_path / "jobs.txt").write_text("\n".join(map(shows.format, "ab")))
+    options = ("jobs.txt", "--gpus", "0,1", "--parallel", "1", "--no-report")
+    other = start_runner(tmp_path, "--gpus", "0,1", "--parallel", "1", device="")
+    assert run(argument_parser().parse_args(options)) == 0
+    assert other.wait(60) == 0
+    assert sorted(line[-1] for line in ended(tmp_path)) == ["0", "1"]
+
+
 @pytest.mark.parametrize(
     ("lines", "options", "words"),
     [

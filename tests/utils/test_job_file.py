@@ -1,6 +1,7 @@
 """Job files: what a job is, and that a mark is all that ever changes."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,18 @@ def test_a_change_that_an_editor_saves_during_the_write_is_kept(
     monkeypatch.setattr(Path, "write_bytes", edit_meanwhile)
     assert file.set_mark(job, " ", "-")
     assert file.path.read_bytes() == b"[-] a\n[ ] added by hand\n"
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_a_file_that_is_gone_or_empty_while_an_editor_saves_is_waited_for(tmp_path: Path, is_removed: bool) -> None:
+    file = written(tmp_path, b"[ ] a\n")
+    (job,) = file.read()
+    file.path.unlink() if is_removed else file.path.write_bytes(b"")
+    saving = threading.Timer(0.2, file.path.write_bytes, [b"[ ] b\n[ ] a\n"])
+    saving.start()
+    assert file.set_mark(job, " ", "-")
+    saving.join()
+    assert file.path.read_bytes() == b"[ ] b\n[-] a\n"
 
 
 def test_the_file_keeps_its_mode_and_a_link_stays_a_link(tmp_path: Path) -> None:
