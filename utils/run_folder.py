@@ -14,6 +14,7 @@ import yaml
 from config.schema import ConfigError, TrainConfig, dump_config
 from utils import checkpoint_folder
 from utils.checkpoint import write_folder_file
+from utils.job_process import JOB_LOG
 
 log = logging.getLogger(__name__)
 RUNS = Path("runs")
@@ -34,15 +35,21 @@ def run_folder(config: TrainConfig) -> Path:
 
 
 def create_run_folder(config: TrainConfig) -> Path:
-    """An empty run folder with the run's `config.yaml`; an earlier run of that name is moved aside, never mixed in."""
+    """An empty run folder with the run's `config.yaml`; an earlier run of that name is moved aside, never mixed in.
+
+    The log that a job runner writes the run's output to stays where it is.
+    """
     folder = run_folder(config)
-    if folder.exists() and any(folder.iterdir()):
+    aside = None
+    if folder.exists() and any(path.name not in (JOB_LOG, LOCK_FILE) for path in folder.iterdir()):
         number = 1
         while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
             number += 1
         folder.rename(aside)
         log.warning("%s existed and was moved to %s", folder, aside)
     folder.mkdir(parents=True, exist_ok=True)
+    if aside is not None and (aside / JOB_LOG).exists():
+        (aside / JOB_LOG).rename(folder / JOB_LOG)
     write_config(folder, config)
     return folder
 

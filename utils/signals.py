@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -35,9 +35,34 @@ class StopRequest:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Take SIGTERM and SIGINT inside the block."""
-        handlers = {number: signal.signal(number, self.ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
+        with _handled_by(self.ask):
             yield
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+
+
+class StopCount:
+    """How often SIGINT or SIGTERM has come; one that follows at once is the same, sent twice."""
+
+    def __init__(self) -> None:
+        self.count, self._last = 0, 0.0
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self.count or now - self._last > SECOND_SIGINT_AFTER_S:
+            self.count += 1
+        self._last = now
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take both inside the block."""
+        with _handled_by(self._receive):
+            yield
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -56,6 +56,23 @@ def test_an_earlier_run_of_the_same_name_is_moved_aside_whole(
     assert sum("run.old-" in record.getMessage() for record in caplog.records) == 2
 
 
+@pytest.mark.parametrize("has_run", [False, True])
+def test_the_log_of_a_job_runner_stays_when_a_run_starts_anew(shrunk_config: Config, has_run: bool) -> None:
+    """The runner opens `job.log` before the run begins, and goes on writing into it."""
+    config = shrunk_config("+run_name=run")
+    folder = run_folder(config)
+    folder.mkdir(parents=True)
+    (folder / "run.lock").touch()
+    if has_run:
+        (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+    with (folder / "job.log").open("a") as log:
+        log.write("before\n")
+        create_run_folder(config)
+        log.write("after\n")
+    assert (folder / "job.log").read_text() == "before\nafter\n"
+    assert [path.name for path in folder.parent.iterdir() if path != folder] == (["run.old-1"] if has_run else [])
+
+
 def test_a_second_fit_under_one_name_does_not_mix_with_the_first(
     shrunk_config: Config, ranks: Ranks, metrics_of: MetricsOf
 ) -> None:
