@@ -19,6 +19,7 @@ from utils.job_table import commands, job_table
 
 log = logging.getLogger("run_jobs")
 USER_FAULT = 2
+METRICS_FILE, REPORT_FILE = "metrics.jsonl", "report.html"
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -125,16 +126,25 @@ def executor_of(arguments: argparse.Namespace, file: JobFile) -> Executor:
 
 
 def write_reports(runner: Runner) -> None:
-    """`runs/<project>/report.html` for each project of which this runner ended the last job."""
+    """`runs/<project>/report.html` for each project of which this runner ended the last job; failed ones are on it."""
     jobs = runner.sheet.jobs()
     for project in sorted({job.project for job in runner.ended if job.project is not None}):
         own = [job for job in jobs if job.project == project]
-        if all(job.line.mark == "x" for job in own):
-            from utils.report import write_report  # with torch
+        folders = [job.folder for job in own if (job.folder / METRICS_FILE).exists()]
+        if folders and all(job.line.mark in ("x", "!") for job in own):
+            write_project_report(folders, folders[0].parent / REPORT_FILE)
 
-            output = own[0].folder.parent / "report.html"
-            write_report([job.folder for job in own], output)
-            log.info("%s", output)
+
+def write_project_report(folders: Sequence[Path], output: Path) -> None:
+    """The page of a project's runs; what keeps it from being written is said, for the runs are done all the same."""
+    from utils.report import write_report  # with torch
+
+    try:
+        write_report(folders, output)
+    except (OSError, ValueError) as error:
+        log.warning("%s could not be written: %s", output, error)
+    else:
+        log.info("%s", output)
 
 
 def run(arguments: argparse.Namespace) -> int:

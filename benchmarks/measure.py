@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 
 from models.layers import swiglu_width
 
-PRODUCTS_A_CALL = 10  # so that one call takes long enough to be timed
+PRODUCTS_A_CALL = 40  # so that one call takes long enough to be timed
 
 
 @dataclass(frozen=True)
@@ -51,23 +52,41 @@ class Rounds:
         return self.ratio(product, name).median * operations / product_operations
 
 
-def in_turn(variants: Mapping[str, Callable[[], object]], rounds: int, *, cold: Collection[str] = ()) -> Rounds:
-    """Run the variants one after another, `rounds` times; each but those in `cold` is called once before."""
+def in_turn(
+    variants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    cold: Collection[str] = (),
+    once: Collection[str] = (),
+    stands_for: Mapping[str, float] = MappingProxyType({}),
+) -> Rounds:
+    """Run the variants one after another, `rounds` times; each but those in `cold` is called once before.
+
+    Args:
+        once: those that run in the first round alone; their time counts for the others too.
+        stands_for: of a variant that does a part of the work, how many times that is the whole.
+    """
     for name, function in variants.items():
         if name not in cold:
             function()
     times: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
+    for number in range(rounds):
         for name, function in variants.items():
-            times[name].append(seconds(function))
+            is_known = number and name in once
+            times[name].append(times[name][0] if is_known else seconds(function) * stands_for.get(name, 1.0))
     return Rounds(times)
 
 
 class Peaks:
-    """How far the resident memory of this process rises above its level while a function runs (Linux)."""
+    """How far the resident memory of this process rises above its level while a function runs (Linux); as text that of
+    `padded` against `packed`."""
 
     def __init__(self) -> None:
         self.megabytes: dict[str, float] = {}
+
+    def __str__(self) -> str:
+        packed, padded = self.megabytes["packed"], self.megabytes["padded"]
+        return f"{padded / packed:.1f} ({padded:.0f} / {packed:.0f} MB)"
 
     def watched(self, name: str, function: Callable[[], object]) -> Callable[[], object]:
         """The function, with its peak noted at each call."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from itertools import islice
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class System:
 
     Args:
         padded: compute every position of every sequence (`benchmarks/padded.py`) on the full canvas.
+        samples: of the batch, the first so many.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class System:
         compiled: bool = False,
         padded: bool = False,
         batch_size: int = 16,
+        samples: int | None = None,
         max_demos: int = 10,
         overrides: Sequence[str] = (),
     ):
@@ -52,7 +55,7 @@ class System:
         self.config = load_config(config_name, [*SIZE, *own, *chosen, *overrides]).arch
         self.padded = padded
         self.data = FewshotTrainDataset(store, global_batch_size=batch_size, epochs=10_000, seed=0, max_demos=max_demos)
-        self.batch = self.data[0]
+        self.batch = {key: value[:samples] for key, value in self.data[0].items()}
         torch.manual_seed(0)
         self.model = create_model(self.config, store.metadata)
         if compiled:
@@ -71,10 +74,10 @@ class System:
             loss.backward()
         self.model.zero_grad()
 
-    def vote(self) -> None:
-        """One evaluation of each query of the batch: `halt_max_steps` ACT steps."""
+    def vote(self, steps: int) -> None:
+        """The first ACT steps of one evaluation of each query of the batch; the demonstrations are encoded once."""
         self.model.eval()
-        for _ in self.model.rollout(self.batch):
+        for _ in islice(self.model.rollout(self.batch), steps):
             pass
 
     @torch.no_grad()
@@ -111,7 +114,8 @@ class System:
         self.model.train()
         return flops.training_step(self.batch, self.model.active_cells(self.batch), self.config)
 
-    def vote_flops(self) -> float:
+    def vote_flops(self, steps: int) -> float:
         """Useful operations of `vote`."""
         self.model.eval()
-        return flops.evaluation(self.batch, self.model.active_cells(self.batch), self.config)
+        config = self.config.model_copy(update={"halt_max_steps": steps})
+        return flops.evaluation(self.batch, self.model.active_cells(self.batch), config)

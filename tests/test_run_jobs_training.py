@@ -21,11 +21,12 @@ def test_a_training_run_that_was_killed_with_its_runner_resumes_and_ends(dataset
     runner.kill()
     runner.wait(60)
     os.kill(int(str(status["pid"])), signal.SIGKILL)
-    assert start_runner(tmp_path, "--no-report").wait(120) == 0
+    assert start_runner(tmp_path).wait(120) == 0
     assert (tmp_path / "jobs.txt").read_text().startswith("[x] ")
     assert json.loads((tmp_path / RUN / "status.json").read_text())["state"] == "done"
     assert "resumed from" in (tmp_path / RUN / "job.log").read_text()
-    assert [path.name for path in (tmp_path / RUN).parent.iterdir()] == [RUN.name]
+    assert sorted(path.name for path in (tmp_path / RUN).parent.iterdir()) == sorted([RUN.name, "report.html"])
+    assert RUN.name in (tmp_path / RUN).parent.joinpath("report.html").read_text(encoding="utf-8")
 
 
 def wait_for_step(run: Path, step: int) -> dict[str, object]:
