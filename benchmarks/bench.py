@@ -105,8 +105,8 @@ def whole_batch(store: PuzzleStore) -> str:
     peaks.watched("packed", packed)()
     ratio = seconds(peaks.watched("padded", padded)) / seconds(few)
     return (
-        f"All {BATCH} samples, ETRM: peak memory, padded / packed, {peaks}; the padded step takes {ratio:.2f} times that "
-        f"of {PADDED_SAMPLES} samples, which stands for it in the table."
+        f"All {BATCH} samples, ETRM: peak memory, padded / packed, {peaks}; the padded step takes {ratio:.2f} times "
+        f"that of {PADDED_SAMPLES} samples, which stands for it in the table."
     )
 
 
