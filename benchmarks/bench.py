@@ -199,7 +199,7 @@ def parity(store: PuzzleStore) -> str:
     )
 
 
-def machine() -> str:
+def machine(rounds: int) -> str:
     """What the figures were measured on."""
     model = next(
         (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), ""
@@ -207,8 +207,8 @@ def machine() -> str:
     return (
         f"{model or platform.processor()}, {os.cpu_count()} logical CPUs, {torch.get_num_threads()} threads, "
         f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}. Hidden 128, 4 heads, 2 layers, H 3, "
-        f"L 6, batch {BATCH} of ARC-AGI-1 training puzzles, 10 demonstration slots. Ratios are medians over rounds, "
-        "with their extremes."
+        f"L 6, batch {BATCH} of ARC-AGI-1 training puzzles, 10 demonstration slots. "
+        f"Ratios are medians of {rounds} rounds, with their extremes; the full canvas is timed once."
     )
 
 
@@ -261,7 +261,7 @@ def main() -> None:
     if arguments.check:
         sys.exit(check(store, max(3, arguments.rounds)))
     steps, compiled = training(store, arguments.rounds)
-    parts = [machine(), parity(store), steps, evaluation(store, compiled, arguments.rounds)]
+    parts = [machine(arguments.rounds), parity(store), steps, evaluation(store, compiled, arguments.rounds)]
     parts += [growth(store, arguments.rounds), pipeline(store, compiled, arguments.rounds)]
     text = "\n\n".join(parts)
     print(text)

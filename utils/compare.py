@@ -7,6 +7,7 @@ each run's `metrics.jsonl` (`summary/<run>.json`).
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
-from utils.run_reader import Run, load_run
+from utils.run_reader import Run, load_run, with_distinct_names
 from utils.run_status import read_status
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ SUMMARY_KEYS = (
     "ARC/pass@1",
     "ARC/pass@2",
 )
-# Okabe and Ito's colours: apart for colour-blind eyes, readable on light and dark ground.
+# Okabe and Ito's colours: apart for colour-blind eyes, on light and dark ground.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#a6761d")
 
 
@@ -100,12 +101,17 @@ def matrix_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
             "encoder variance": shown(run.last("train/encoder_cross_sample_var"), "{:.2f}"),
             "gradient share": shown(run.last("grad/encoder_share"), "{:.0f} %", 100),
             "carry change (rel.)": shown(run.last("train/encoder_carry_change_rel"), "{:.2f}"),
-            "held-out accuracy": shown(run.final("eval/accuracy"), "{:.1f} %", 100),
+            "held-out accuracy": f"{shown(run.final('eval/accuracy'), '{:.1f} %', 100)} {_word(run)}".rstrip(),
             "pass@1": str(pass_at(run, 1) or MISSING),
             "notes": notes(run),
         }
         for run in runs
     ]
+
+
+def _word(run: Run) -> str:
+    found = pass_at(run, 1)
+    return "" if found is None else found.word
 
 
 def notes(run: Run) -> str:
@@ -177,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        runs = [load_run(folder) for folder in arguments.runs]
+        runs = with_distinct_names([load_run(folder) for folder in arguments.runs])
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
     (arguments.output_dir / "summary").mkdir(parents=True, exist_ok=True)
@@ -185,7 +191,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     (arguments.output_dir / "curves.svg").write_text(curves_svg(runs))
     for run in runs:
         rows = {"config": run.config, "rows": summary_rows(run)}
-        (arguments.output_dir / "summary" / f"{run.name}.json").write_text(json.dumps(rows, indent=0) + "\n")
+        (arguments.output_dir / "summary" / f"{run.name.replace(os.sep, '-')}.json").write_text(
+            json.dumps(rows, indent=0) + "\n"
+        )
     log.info("%s", matrix(runs))
 
 

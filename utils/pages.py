@@ -128,9 +128,20 @@ class Prediction:
 
 @dataclass(frozen=True)
 class QueryView:
-    """A test input with the predictions of one or several runs."""
+    """A test input with the predictions of one or several runs.
+
+    attempts: how many of the candidates with most votes are the answer; 0 where the last ACT step is looked at.
+    """
 
     predictions: tuple[Prediction, ...]
+    attempts: int = 0
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the first run's answer is the truth."""
+        if not self.attempts:
+            return self.query.is_right
+        return any(self.query.is_truth(vote.grid) for vote in self.query.votes[: self.attempts])
 
     @property
     def query(self) -> QueryTrace:
@@ -152,11 +163,15 @@ def query_html(view: QueryView, number: int) -> Markup:
     return macros.query(view, number)
 
 
-def predictions_page(title: str, sections: dict[str, list[QueryTrace]]) -> str:
-    """The HTML of `predictions.html`: demonstrations, input, what each ACT step predicts, and truth of each query."""
+def predictions_page(title: str, sections: dict[str, list[QueryTrace]], attempts: int = 0) -> str:
+    """The HTML of `predictions.html`: demonstrations, input, what each ACT step predicts, and truth of each query.
+
+    Args:
+        attempts: judge so many of the candidates with most votes, instead of the last ACT step.
+    """
     number = itertools.count()
-    drawn = {
-        name: [(trace, query_html(QueryView((Prediction("", trace),)), next(number))) for trace in traces]
-        for name, traces in sections.items()
-    }
-    return templates.get_template("predictions.html.j2").render(title=title, sections=drawn)
+    drawn = {}
+    for name, traces in sections.items():
+        views = [QueryView((Prediction("", trace),), attempts) for trace in traces]
+        drawn[name] = [(view, query_html(view, next(number))) for view in views]
+    return templates.get_template("predictions.html.j2").render(title=title, sections=drawn, attempts=attempts)

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from utils.checkpoint import write_folder_file
 from utils.compare import SUMMARY_KEYS, matrix, matrix_rows
-from utils.pages import QueryView, query_html, templates
+from utils.pages import QueryView, percent, query_html, templates
 from utils.puzzle_results import KEPT_KS, read_puzzle_results
 from utils.report_curves import MAX_POINTS, PANELS, draw_panels, seed_groups
 from utils.report_puzzles import query_views, shown_table, solved_puzzles
@@ -37,7 +37,8 @@ PASS_KEYS = tuple(
     for k in KEPT_KS
     for part in ("solved", "low", "high")
 )
-READ_KEYS = frozenset((*SUMMARY_KEYS, *(key for key, *_ in PANELS), *PASS_KEYS, "ARC/num_puzzles"))
+RERUNS = "eval/full_canvas_reruns"
+READ_KEYS = frozenset((*SUMMARY_KEYS, *(key for key, *_ in PANELS), *PASS_KEYS, "ARC/num_puzzles", RERUNS))
 TRAINING = "Training puzzles"
 T = TypeVar("T")
 
@@ -137,6 +138,7 @@ def report_html(runs: Sequence[Run]) -> str:
         smoothing=SMOOTHING_STEPS,
         steps=step_table({run: rows for run, (_, rows) in tables.items() if rows}),
         evaluated_at={run: step for run, (step, rows) in tables.items() if rows},
+        reruns={run.name: percent(share) for run in runs if (share := run.final(RERUNS))},
         solved=solved_puzzles({run: found for run, found in results.items() if found is not None}),
         shown=shown_table(sections.get(TRAINING, {})),
         sections=draw_sections(sections),

@@ -155,7 +155,7 @@ def draw_panel(title: str, curves: Sequence[tuple[Line, Curve]], is_share: bool)
     high = max(1.0 if is_share else low, *(float(curve.high.max()) for _, curve in curves))
     y_ticks = nice_ticks(low, high if high > low else low + 1.0)
     last_step = float(max(1, *(run.last_step for line, _ in curves for run in line.runs)))
-    x_ticks = [tick for tick in nice_ticks(0, last_step) if tick <= last_step]
+    x_ticks = [tick for tick in nice_ticks(0, last_step) if tick <= last_step and tick == int(tick)]
 
     def x_of(steps: Array) -> Array:
         return steps / last_step * WIDTH

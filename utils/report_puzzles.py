@@ -81,7 +81,7 @@ def _credit_cell(found: PuzzleResults, puzzle: str) -> Cell:
     seen = "contaminated" if puzzle in found.contaminated else ""
     if best is not None:
         return Cell(f"✓ pass@{best}", sort=order, note=seen, kind="right")
-    text = f"{100 * credit[2]:.0f} % of its inputs" if credit[2] > 0 else MISSING
+    text = f"{100 * credit[2]:.0f} % of its inputs" if credit[2] > 0 else "✗"
     return Cell(text, sort=order, note=seen)
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from config.schema import ConfigError
@@ -24,6 +25,7 @@ from utils.traces import QueryTrace
 log = logging.getLogger(__name__)
 SUBMISSION_FILE, PAGE_FILE = "submission.json", "solve.html"
 LEAST = {"votes": 1, "attempts": 1, "seed": 0}
+MORE_SHOWN = 5
 SIGINT_STATUS = 130
 
 
@@ -95,13 +97,15 @@ def tell(solver: Solver, tasks: Sequence[Task], solutions: Sequence[Solution], v
             log.warning("%s: its pairs were seen in training; figures on it are contaminated", task.id)
 
 
-def page(solver: Solver, solutions: Sequence[Solution]) -> str:
-    """The HTML of `solve.html`."""
+def page(solver: Solver, solutions: Sequence[Solution], attempts: int) -> str:
+    """The HTML of `solve.html`: the attempts, and a few of the candidates after them."""
     sections: dict[str, list[QueryTrace]] = {}
     for solution in solutions:
         name = "Contaminated: tasks seen in training" if solution.is_contaminated else "Tasks"
-        sections.setdefault(name, []).append(solution.trace)
-    return predictions_page(f"Answers of {solver.checkpoint.path}", sections)
+        sections.setdefault(name, []).append(
+            replace(solution.trace, votes=solution.trace.votes[: attempts + MORE_SHOWN])
+        )
+    return predictions_page(f"Answers of {solver.checkpoint.path}", sections, attempts)
 
 
 def write_outputs(folder: Path, submission: Submission, html: str) -> None:
@@ -120,7 +124,7 @@ def run(arguments: argparse.Namespace) -> None:
     votes, attempts, seed = arguments.votes, arguments.attempts, arguments.seed
     solutions, submission = solver.solve(tasks, votes=votes, attempts=attempts, seed=seed)
     explanations = explain(solver, tasks, [s.trace for s in solutions], seed) if arguments.explain else []
-    write_outputs(arguments.output_dir, submission, page(solver, solutions))
+    write_outputs(arguments.output_dir, submission, page(solver, solutions, attempts))
     tell(solver, tasks, solutions, votes)
     console = make_console(arguments.color)
     for number, solution in enumerate(solutions):

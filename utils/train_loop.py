@@ -28,7 +28,7 @@ from utils.checkpoint import CheckpointError
 from utils.checkpoint_writer import SaveError
 from utils.distributed import SAID_BY_FIRST_RANK, Ranks
 from utils.guards import NonFiniteError, TrainingError
-from utils.report import write_own_report
+from utils.report import REPORT_FILE, write_own_report
 from utils.run_folder import last_values, run_folder, unlock_folder
 from utils.run_status import EXIT_STATUS, USER_ERROR, RunStatus
 from utils.signals import StopRequest
@@ -81,8 +81,6 @@ def fit(config: TrainConfig, ranks: Ranks, stop: StopRequest | None = None) -> d
         trainer.model.train()
         last = train(trainer, status)
         status.write("done", trainer.step, last)
-        if ranks.is_first:
-            write_own_report(trainer.folder)  # once more: now it says that the run is done
     return last
 
 
@@ -104,6 +102,8 @@ def status_of(trainer: Trainer) -> Iterator[RunStatus]:
         status.write_failure(trainer.step, f"{type(error).__name__}: {error}", is_consequence=is_consequence)
         raise
     finally:
+        if trainer.ranks.is_first and (trainer.folder / REPORT_FILE).exists():
+            write_own_report(trainer.folder)  # once more: now it says how the run ended
         trainer.logger.close()
         unlock_folder(trainer.folder)
 

@@ -33,10 +33,11 @@ def step_metrics(
     metrics = dict(zip(tensors, values, strict=True))
     rates = {group["name"]: group["lr"] for group in trainer.optimizer.param_groups}
     metrics["train/lr"] = base_lr
-    if trainer.model.reads_demonstrations:
+    if hasattr(trainer.model, "encoder"):
         metrics["train/encoder_lr"] = rates.get("encoder", 0.0)
-        encoder, inner = metrics.get("grad/encoder_norm", 0.0), metrics.get("grad/inner_norm", 0.0)
-        metrics["grad/encoder_share"] = encoder / (encoder + inner) if encoder + inner > 0 else 0.0
+        if "grad/inner_norm" in metrics:  # a step that was skipped has none
+            encoder, inner = metrics.get("grad/encoder_norm", 0.0), metrics["grad/inner_norm"]
+            metrics["grad/encoder_share"] = encoder / (encoder + inner) if encoder + inner > 0 else 0.0
     return metrics
 
 

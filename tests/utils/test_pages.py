@@ -109,7 +109,7 @@ def test_right_wrong_and_unknown_are_told_apart_and_counted() -> None:
     unknown = shown("u")
     assert [q.is_right for q in (right, wrong, other_shape, unknown)] == [True, False, False, False]
     text = Page(predictions_page("t", {"Some": [right, wrong, other_shape, unknown]})).text
-    assert "1 of 4" in text
+    assert "1 of 3" in text
     verdicts = re.findall(r"(\w), test 1: *\s*(right|wrong|no known solution)", text)
     assert verdicts == [("r", "right"), ("w", "wrong"), ("s", "wrong"), ("u", "no known solution")]
 
@@ -256,3 +256,20 @@ def test_a_last_step_on_another_canvas_is_named() -> None:
     said = "made again on the full canvas"
     assert said not in predictions_page("t", {"Some": [shown()]})
     assert said in predictions_page("t", {"Some": [replace(shown(), rerun=True)]})
+
+
+def test_a_page_of_answers_judges_the_attempts_and_not_the_last_step() -> None:
+    """Solved by the second candidate, by none of the first two, and by the last step alone."""
+    truth, other = np.full((1, 1), 9, dtype=np.uint8), np.full((1, 1), 3, dtype=np.uint8)
+    votes = tuple(VotedGrid(grid, count, 0.5) for grid, count in ((other, 5), (truth, 3), (shown().prediction, 1)))
+    by_vote = replace(shown("a", truth=truth), votes=votes)
+    too_late = replace(shown("b", truth=truth), votes=(votes[0], votes[2], votes[1]))
+    by_step = replace(shown("c", truth=shown().prediction), votes=votes)
+    html = predictions_page("t", {"Some": [by_vote, too_late, by_step]}, attempts=2)
+    text = Page(html).text
+    assert re.findall(r"(\w), test 1: *\s*(right|wrong)", text) == [("a", "right"), ("b", "wrong"), ("c", "wrong")]
+    assert "1 of 3 solved" in text
+    assert re.findall(r"attempt \d", text) == ["attempt 1", "attempt 2"] * 3
+    assert html.count('<details class="votes" open>') == 3
+    step_text = Page(predictions_page("t", {"Some": [by_vote, too_late, by_step]})).text
+    assert re.findall(r"(\w), test 1: *\s*(right|wrong)", step_text) == [("a", "wrong"), ("b", "wrong"), ("c", "right")]

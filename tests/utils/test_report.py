@@ -196,8 +196,8 @@ def test_who_solves_what_and_what_only_one_run_solves(tmp_path: Path) -> None:
     assert row_of(html, "solved", "a") == ["a", "200", "1 of 4", "2 of 4", "q"]
     assert row_of(html, "solved", "b") == ["b", "200", "1 of 5", "2 of 5", "t"]
     assert row_of(html, "solved", "p") == ["p", "✓ pass@1", "✓ pass@1"]
-    assert row_of(html, "solved", "q") == ["q only a", "✓ pass@2", "–"]
-    assert row_of(html, "solved", "r") == ["r", "50 % of its inputs", "–"]
+    assert row_of(html, "solved", "q") == ["q only a", "✓ pass@2", "✗"]
+    assert row_of(html, "solved", "r") == ["r", "50 % of its inputs", "✗"]
     assert row_of(html, "solved", "t") == ["t only b", "not asked", "✓ pass@2"]
     with pytest.raises(StopIteration):
         row_of(html, "solved", "s")

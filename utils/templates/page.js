@@ -33,7 +33,8 @@ function compareCells(a, b, index, sign) {
   const [left, right] = [a, b].map((row) => row.cells[index]);
   const [leftNone, rightNone] = [left, right].map((cell) => cell.dataset.sort === "");
   if (leftNone || rightNone) return leftNone - rightNone;
-  const order = left.dataset.sort === undefined
+  const areNumbers = left.dataset.sort !== undefined && right.dataset.sort !== undefined;
+  const order = !areNumbers
     ? left.textContent.trim().localeCompare(right.textContent.trim(), undefined, { numeric: true })
     : left.dataset.sort - right.dataset.sort;
   return sign * order;
