@@ -2,7 +2,7 @@
 
 A run writes files and waits for nobody. Where wandb is wanted, a process of its own follows those files and sends what
 is new; it may hang, fail or be killed, and the run does not notice. Started by hand, the same command sends a run that
-has ended, or what is still missing of one: `wandb_sent.json` says how far wandb has got.
+has ended, or what is still missing of one: `wandb_sent.json` says what wandb has finished with.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any, TextIO
 
 import yaml
@@ -80,7 +81,6 @@ class Follower:
 
     def send_new(self) -> None:
         """Everything written since the last call."""
-        before = asdict(self.sent)
         for position, line in complete_lines(self.folder / "metrics.jsonl", self.position):
             self.position = position
             step = int(line.pop("step"))
@@ -95,8 +95,6 @@ class Follower:
             if version > self.sent.files.get(name, 0):
                 send(path)
                 self.sent.files[name] = version
-        if asdict(self.sent) != before:
-            self.sent.write(self.folder)
 
     def _senders(self) -> dict[str, Callable[[Path], None]]:
         return {
@@ -112,8 +110,10 @@ class Follower:
         """The last evaluation's measures by ACT step."""
         import wandb
 
-        *_, (_, last) = complete_lines(path, 0)
-        rows = last["act_steps"]
+        lines = list(complete_lines(path, 0))
+        if not lines:
+            return
+        rows = lines[-1][1]["act_steps"]
         columns = list(dict.fromkeys(key for row in rows for key in row))
         self._log(act_steps=wandb.Table(columns=columns, data=[[row.get(key) for key in columns] for row in rows]))
 
@@ -142,11 +142,16 @@ class Follower:
         self.run.log_artifact(artifact)
 
 
-def claim_id(folder: Path) -> tuple[str, TextIO]:
+def claim_id(folder: Path, *, wait: bool) -> tuple[str, TextIO]:
     """The id under which wandb knows the run, for as long as its folder lives, and the open file that keeps other
-    mirrors of the folder waiting until this process ends."""
+    mirrors of the folder waiting until this process ends.
+
+    Raises:
+        BlockingIOError: another mirror is at work, and this one is not to wait.
+    """
     file = (folder / ID_FILE).open("a+", encoding="utf-8")
-    fcntl.flock(file, fcntl.LOCK_EX)  # the mirror of the process that is being resumed may still be sending
+    # The mirror of the process that is being resumed may still be sending.
+    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     file.seek(0)
     if not (found := file.read().strip()):
         found = uuid.uuid4().hex[:12]
@@ -191,10 +196,18 @@ def ended_within(seconds: float) -> bool:
     return bool(readable)
 
 
+def give_up_after_the_run() -> None:
+    """Let this process end some time after the run, even if wandb hangs."""
+    select.select([sys.stdin], [], [])
+    signal.alarm(PATIENCE_SECONDS)
+
+
 def mirror(folder: Path, *, follow: bool) -> None:
     """Send the folder to wandb until the run has ended (`follow`), or as it is."""
     os.chdir(folder)  # which goes with the folder when a run of the same name moves it aside
-    run_id, lock = claim_id(Path())
+    if follow:
+        Thread(target=give_up_after_the_run, daemon=True).start()
+    run_id, lock = claim_id(Path(), wait=follow)
     with lock:
         mode = wandb_mode()
         try:
@@ -208,9 +221,9 @@ def mirror(folder: Path, *, follow: bool) -> None:
         follower = Follower(Path(), run)
         while follow and not ended_within(POLL_SECONDS):
             follower.send_new()
-        signal.alarm(PATIENCE_SECONDS)
         follower.send_new()
         run.finish()
+        follower.sent.write(Path())  # only now: what wandb had merely queued would be lost with it
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -224,7 +237,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.exit(2, f"error: {arguments.run}: not a run folder (config.yaml is missing)\n")
     if wandb_mode() == "disabled":
         parser.exit(2, "error: WANDB_MODE=disabled: nothing would be sent; WANDB_MODE=offline writes for wandb sync\n")
-    mirror(arguments.run.resolve(), follow=arguments.follow)
+    try:
+        mirror(arguments.run.resolve(), follow=arguments.follow)
+    except BlockingIOError:
+        parser.exit(2, f"error: {arguments.run}: another process is still sending this run to wandb\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from utils.job_process import TOKEN_VARIABLE
+
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[1]
 LOG_FILE = "wandb.log"
@@ -36,8 +38,9 @@ def command(folder: Path, *, follow: bool) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """The variables with which it finds this project from any folder."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+    """The variables with which it finds this project from any folder, and outlives the job that it is started by."""
+    own = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
+    return own | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
 
 
 class Mirror:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import yaml
 from config.schema import TrainConfig, dump_config
 from utils import wandb_process
 from utils.distributed import Ranks
+from utils.job_process import TOKEN_VARIABLE
 from utils.run_folder import create_run_folder
 from utils.run_logger import RunLogger
 from utils.train_loop import fit
@@ -274,6 +276,57 @@ def test_a_finished_run_is_sent_by_hand(shrunk_config: Config, fake: Callable[..
 def wandb_mirror(*arguments: str) -> None:
     command = [sys.executable, "-m", "utils.wandb_mirror", *arguments]
     subprocess.run(command, cwd=Path(__file__).parents[2], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("fault", ["log raises", "finish raises", "log dies"])
+def test_after_a_failure_everything_is_sent_by_hand(
+    shrunk_config: Config, fake: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    asked = fake(fault)
+    folder = create_run_folder(shrunk_config("+run_name=run"))
+    logger = RunLogger(folder)
+    logger.log(1, {"a": 1.0})
+    logger.close()
+    assert [call["what"] for call in asked()].count("finish") == 0
+    monkeypatch.setenv("FAKE_WANDB", "none")
+    wandb_mirror(str(folder.resolve()))
+    assert logged(asked())[-1] == {"step": 1, "a": 1.0}
+    assert asked()[-1]["what"] == "finish"
+
+
+def test_a_mirror_that_hangs_gives_up_after_the_run(
+    shrunk_config: Config, fake: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started in a process where the patience is a second."""
+    fake("init hangs")
+    folder = create_run_folder(shrunk_config("+run_name=run")).resolve()
+    program = (
+        "import sys; from pathlib import Path; from utils import wandb_mirror; wandb_mirror.PATIENCE_SECONDS = 1; "
+        "wandb_mirror.mirror(Path(sys.argv[1]), follow=True)"
+    )
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen([sys.executable, "-c", program, str(folder)], cwd=root, stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(60) == -signal.SIGALRM
+
+
+def test_an_empty_table_keeps_nothing_from_being_sent(shrunk_config: Config, fake: Callable[..., Any]) -> None:
+    """As a run leaves it that is resumed from before its first evaluation."""
+    asked = fake()
+    folder = create_run_folder(shrunk_config("+run_name=run"))
+    (folder / "act_steps.jsonl").touch()
+    logger = RunLogger(folder)
+    logger.log(1, {"a": 1.0})
+    logger.close()
+    assert logged(asked()) == [{"step": 1, "a": 1.0}]
+    assert asked()[-1]["what"] == "finish"
+
+
+def test_the_mirror_outlives_the_job_that_it_is_started_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job's processes are known, and killed, by a variable of theirs."""
+    monkeypatch.setenv(TOKEN_VARIABLE, "token")
+    assert TOKEN_VARIABLE not in wandb_process.environment()
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
