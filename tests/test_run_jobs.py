@@ -14,6 +14,7 @@ import pytest
 from run_jobs import argument_parser, main, run
 from tests.job_races import race, start_runner
 from utils.job_file import JobError
+from utils.job_process import read_json
 from utils.run_status import EXIT_STATUS
 
 # Stands in for a training run: writes a status and ends with an exit status, both as its environment says.
@@ -272,6 +273,16 @@ def test_list_shows_where_every_job_stands(
     assert not (tmp_path / ".jobs.txt.runs").exists()
 
 
+def supervisor(folder: Path) -> int:
+    """The process above the only job, when its runner has written it down."""
+
+    def launch() -> str:
+        return "".join(read_json(path)["launch"] for path in (folder / ".jobs.txt.runs").glob("*/record.json"))
+
+    wait_for(launch, "the job's launch")
+    return int(launch())
+
+
 def test_two_runners_one_of_them_killed_bring_each_job_to_its_end_once(tmp_path: Path) -> None:
     statuses, count, text = race(tmp_path, jobs=12, seconds=0.3, kills=2, parallel=2)
     assert count == {str(i): 1 for i in range(12)}
@@ -282,10 +293,8 @@ def test_a_job_that_died_with_its_runner_runs_again(tmp_path: Path) -> None:
     """Both are killed, as by a power cut; the next runner starts the job anew."""
     (tmp_path / "jobs.txt").write_text("[ ] bash -c 'echo $$ >> pids; test -e again || sleep 60; echo a >> ended'")
     runner = start_runner(tmp_path)
-    wait_for((tmp_path / "pids").exists, "the job's start")
-    (record,) = (tmp_path / ".jobs.txt.runs").glob("*/record.json")
-    supervisor = int(json.loads(record.read_text())["launch"])
-    for pid in (runner.pid, supervisor):
+    wait_for(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text(), "the job's start")
+    for pid in (supervisor(tmp_path), runner.pid):
         os.kill(pid, signal.SIGKILL)
     os.killpg(int((tmp_path / "pids").read_text()), signal.SIGKILL)
     runner.wait(60)
@@ -319,6 +328,18 @@ def test_a_job_that_does_not_stop_in_time_is_killed_with_all_it_started(tmp_path
     assert runner.wait(60) == 75
     assert marks(tmp_path) == " "
     assert subprocess.run(["pgrep", "-f", "sleep 61.25"], check=False, capture_output=True).stdout == b""
+
+
+@pytest.mark.parametrize(("trap", "words"), [("echo saved >> ended; exit 75", ["saved"]), (":", [])])
+def test_a_job_without_the_process_above_it_is_stopped_too(tmp_path: Path, trap: str, words: list[str]) -> None:
+    (tmp_path / "job.sh").write_text(f"trap '{trap}' TERM\ntouch begun\nwhile true; do sleep 0.05; done\n")
+    (tmp_path / "jobs.txt").write_text("[ ] bash job.sh")
+    runner = start_runner(tmp_path, "--grace", "30" if words else "0.3")
+    wait_for((tmp_path / "begun").exists, "the job's start")
+    os.kill(supervisor(tmp_path), signal.SIGKILL)
+    runner.terminate()
+    assert runner.wait(60) == 75
+    assert (marks(tmp_path), ended(tmp_path)) == (" ", words)
 
 
 def test_running_jobs_that_no_runner_knows_are_left_alone_unless_asked(

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+import psutil
+
 from utils.job_file import JobError
 from utils.job_process import STOP_FILE, command_line, run_under
 from utils.job_records import Record
@@ -46,6 +48,15 @@ class Executor(Protocol):
         ...
 
 
+def _is_process_of(pid: int, token: str) -> bool:
+    """Whether a process above a job, which another runner of this machine started, still lives."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and token in process.cmdline()
+    except psutil.Error:
+        return False
+
+
 class LocalExecutor:
     """Processes of this machine, in sessions of their own."""
 
@@ -61,10 +72,9 @@ class LocalExecutor:
 
     def may_run(self, folder: Path, record: Record) -> bool:
         process = self._started.get(record.token)
-        if process is None or process.poll() is None:
-            return process is not None
-        del self._started[record.token]
-        return False
+        if process is not None:
+            return process.poll() is None
+        return record.launch.isdecimal() and _is_process_of(int(record.launch), record.token)
 
     def cancel(self, folder: Path, record: Record) -> None:
         pass

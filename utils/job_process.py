@@ -56,15 +56,15 @@ def read_stop(folder: Path) -> str:
         return ""
 
 
-def kill_remains(token: str) -> int:
-    """SIGKILL to every process on this host that a job has started, also in sessions of their own; how many."""
+def kill_remains(token: str, number: int = signal.SIGKILL) -> int:
+    """A signal to every process on this host that a job has started, also in sessions of their own; how many."""
     import psutil
 
     killed = 0
     for process in psutil.process_iter():
         try:
             if process.pid != os.getpid() and process.environ().get(TOKEN_VARIABLE) == token:
-                process.kill()
+                process.send_signal(number)
                 killed += 1
         except psutil.Error:  # gone meanwhile, or another user's
             continue

@@ -6,6 +6,7 @@ one takes them up. Several runners share a file by its lock.
 
 import logging
 import os
+import signal
 import subprocess
 import time
 from dataclasses import replace
@@ -15,7 +16,7 @@ from pathlib import Path
 from utils.job_command import Job
 from utils.job_executors import Executor
 from utils.job_file import JobError, JobLine, Mark
-from utils.job_process import JOB_LOG
+from utils.job_process import JOB_LOG, kill_remains
 from utils.job_records import Record, Records, this_host
 from utils.job_sheet import Sheet
 from utils.job_verdict import Verdict, judge, last_line, status_of
@@ -37,6 +38,7 @@ class Runner:
         self.ended: list[Job] = []
         self.signals = StopCount()
         self._orders: dict[str, str] = {}
+        self._alone: set[str] = set()
         self._said: set[str] = set()
         self._kill_at = self._looked_at = 0.0
 
@@ -268,6 +270,15 @@ class Runner:
                 with self.records.claimed(key) as has_not_begun:
                     if has_not_begun:
                         self.executor.cancel(self.records.job_folder(key), record)
+            if (order == "KILL" or key not in self._alone) and self._is_alone(key, record):
+                self._alone.add(key)
+                kill_remains(record.token, signal.Signals[f"SIG{order}"])
+
+    def _is_alone(self, key: str, record: Record) -> bool:
+        """Whether a job of this machine has lost the process above it, which would obey."""
+        is_here = record.executor == "local" and record.host == this_host()
+        is_alone = is_here and not self.executor.may_run(self.records.job_folder(key), record)
+        return is_alone and self.records.exit_status(key, record.token) is None
 
     def _is_waiting(self, lines: list[JobLine]) -> bool:
         """Whether a job of this runner may still become ready: those of other runners may fail or open a barrier."""
