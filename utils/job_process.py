@@ -6,7 +6,7 @@
     stop           written by a runner: TERM or KILL
     exit.json      how the command ended, in one move
 
-It imports the standard library alone, so that it starts quickly.
+It starts with the standard library alone, which is quick; psutil is imported when what a job has started is killed.
 """
 
 import argparse
@@ -199,6 +199,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("token")
     parser.add_argument("--with-parent", action="store_true", help="end the job when the parent process ends")
     arguments = parser.parse_args(argv)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):  # Slurm sends them to all processes; the command inherits this
+        signal.signal(number, signal.SIG_IGN)
     Supervisor(arguments.folder, arguments.token, os.getppid() if arguments.with_parent else None).run()
 
 
