@@ -1,5 +1,6 @@
 """`run_jobs.py` as a user calls it: marks, order, judgements, signals, and runners that are killed."""
 
+import errno
 import json
 import os
 import shlex
@@ -13,8 +14,11 @@ import pytest
 
 from run_jobs import argument_parser, main, run
 from tests.job_races import race, start_runner
-from utils.job_file import JobError
+from utils.job_command import understand
+from utils.job_executors import LocalExecutor
+from utils.job_file import JobError, JobLine
 from utils.job_process import read_json
+from utils.job_records import Record
 from utils.run_status import EXIT_STATUS
 
 # Stands in for a training run: writes a status and ends with an exit status, both as its environment says.
@@ -130,6 +134,34 @@ def test_a_status_of_an_earlier_start_says_nothing_about_this_one(quick: Callabl
 def test_a_job_that_is_interrupted_without_end_fails_at_last(quick: Callable[..., int], tmp_path: Path) -> None:
     assert quick("[ ] bash -c 'echo tried >> ended; exit 75'") == 1
     assert (marks(tmp_path), len(ended(tmp_path))) == ("!", 11)
+
+
+@pytest.mark.parametrize(("refusals", "options", "outcome"), [(1, "", (1, "!x")), (2, "--retries 2", (0, "xx"))])
+def test_a_job_that_cannot_be_started_counts_as_failed_and_the_others_run(
+    quick: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refusals: int,
+    options: str,
+    outcome: tuple[int, str],
+) -> None:
+    class Refusing(LocalExecutor):
+        left = refusals
+
+        def start(self, folder: Path, record: Record) -> str:
+            if record.name.endswith(name) and self.left:
+                self.left -= 1
+                raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+            return super().start(folder, record)
+
+    name = understand(JobLine(1, " ", ends("a")[4:], 0, 0), "jobs").name
+    monkeypatch.setattr("run_jobs.LocalExecutor", Refusing)
+    assert (quick(ends("a"), ends("b"), options=options), marks(tmp_path)) == outcome
+    assert not list(tmp_path.glob(".jobs.txt.runs/*/record.json"))
+
+
+def test_a_file_that_is_lost_on_the_way_is_no_fault_of_before_the_start(quick: Callable[..., int]) -> None:
+    assert quick("[ ] rm jobs.txt") == 1
 
 
 def test_what_is_below_a_barrier_waits_for_all_above(quick: Callable[..., int], tmp_path: Path) -> None:

@@ -36,7 +36,11 @@ class Executor(Protocol):
     poll_seconds: float
 
     def start(self, folder: Path, record: Record) -> str:
-        """Start a job; returns what finds it again."""
+        """Start a job; returns what finds it again.
+
+        Raises:
+            OSError, RuntimeError: it could not be started.
+        """
         ...
 
     def may_run(self, folder: Path, record: Record) -> bool:
@@ -189,11 +193,16 @@ class RayExecutor:
         self._started: dict[str, Any] = {}
 
     def start(self, folder: Path, record: Record) -> str:
-        there = int(self._ray.cluster_resources().get("GPU", 0))
-        if record.gpus > there:
-            log.warning("%s waits for %d GPUs; the cluster has %d now (--cpu: none)", record.name, record.gpus, there)
-        task = self._task.options(name=record.name, num_gpus=record.gpus)
-        self._started[record.token] = task.remote(folder, record.token)
+        try:
+            there = int(self._ray.cluster_resources().get("GPU", 0))
+            if record.gpus > there:
+                log.warning(
+                    "%s waits for %d GPUs; the cluster has %d now (--cpu: none)", record.name, record.gpus, there
+                )
+            task = self._task.options(name=record.name, num_gpus=record.gpus)
+            self._started[record.token] = task.remote(folder, record.token)
+        except self._ray.exceptions.RayError as error:
+            raise RuntimeError(str(error)) from error
         return record.token
 
     def may_run(self, folder: Path, record: Record) -> bool:

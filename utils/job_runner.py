@@ -41,15 +41,17 @@ class Runner:
         self._alone: set[str] = set()
         self._said: set[str] = set()
         self._kill_at = self._looked_at = 0.0
+        self.has_begun = False
 
     def run(self) -> int:
         """Work until nothing is left to do; returns the exit status.
 
         Raises:
-            JobError: the file cannot be read or written.
+            JobError: the file cannot be read or written; `has_begun` where jobs may have been started before.
         """
         with self.file.lock():
             self.records.register()
+        self.has_begun = True
         try:
             with self.signals.listening():
                 return self._work()
@@ -79,7 +81,7 @@ class Runner:
         now = time.monotonic()
         if self.held and not self._has_room() and now - self._looked_at < LOOK_SECONDS:
             return True
-        self._looked_at = now
+        self._looked_at, ended = now, len(self.ended)
         with self.file.lock():
             for line in self.file.read():
                 if line.mark == "-" and line.key not in self.held:
@@ -87,7 +89,7 @@ class Runner:
             for line in self.file.read():
                 if line.mark == " " and not self._start_waiting(line):
                     break
-            return self._is_waiting(self.file.read())
+            return len(self.ended) > ended or self._is_waiting(self.file.read())  # ended: could not be started
 
     def _has_room(self) -> bool:
         return self.options.parallel is None or len(self.held) < self.options.parallel
@@ -159,20 +161,15 @@ class Runner:
         )
         if not self._mark(job.line, " ", "-"):
             return self.records.forget(job.key)  # an editor was quicker
-        record = replace(record, launch=self._launch(job, record))
+        try:
+            record = replace(record, launch=self.executor.start(self.records.job_folder(job.key), record))
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # submitit's are RuntimeErrors
+            return self._end(job, record, Verdict("failed", f"could not be started: {error}"))
         self.records.write(job.key, record)
         self.held[job.key] = job, record
         where = f" on device {', '.join(devices)}" if devices else ""
         log.info("[-] %s%s, log in %s", job.name, where, job.folder / JOB_LOG)
         return None
-
-    def _launch(self, job: Job, record: Record) -> str:
-        try:
-            return self.executor.start(self.records.job_folder(job.key), record)
-        except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # submitit's are RuntimeErrors
-            self._mark(job.line, "-", " ")
-            self.records.forget(job.key)
-            raise JobError(f"{job.name}: could not be started: {error}") from error
 
     def _environment(self, job: Job, devices: tuple[str, ...]) -> dict[str, str]:
         """What a job has in its environment besides the runner's."""
@@ -220,16 +217,17 @@ class Runner:
                     ended = self.records.exit_status(key, record.token)
                     self.records.write(key, replace(record, token="" if ended is None else record.token))
             del self.held[key]
-            self._end(job, record, judge(status_of(job), record, ended))
+            with self.file.lock():
+                self._end(job, record, judge(status_of(job), record, ended))
 
     def _end(self, job: Job, record: Record, verdict: Verdict) -> None:
+        """Write and say how a job ended; the caller has the file's lock."""
         mark, record = self._next(record, verdict)
-        with self.file.lock():
-            is_written = self._mark(job.line, "-", mark)
-            if is_written and mark == " ":
-                self.records.write(job.key, replace(record, owner="", token="", devices=()))
-            else:
-                self.records.forget(job.key)
+        is_written = self._mark(job.line, "-", mark)
+        if is_written and mark == " ":
+            self.records.write(job.key, replace(record, owner="", token="", devices=()))
+        else:
+            self.records.forget(job.key)
         if not is_written:
             log.warning("[%s] %s: its line is gone or was changed, so its mark is not written", mark, job.name)
         self.ended.append(job)
@@ -238,7 +236,7 @@ class Runner:
         else:
             path, last = job.folder / JOB_LOG, last_line(job.folder / JOB_LOG)
             more = "" if verdict.reason in last else f"{verdict.reason}; "
-            log.warning("[%s] %s %s: %s%s ends with: %s", mark, job.name, verdict.word, more, path, last)
+            log.warning("[%s] %s %s: %s%s ends with: %s", mark, job.name, verdict.word, more, path, last or "nothing")
 
     def _next(self, record: Record, verdict: Verdict) -> tuple[Mark, Record]:
         """The mark of a job that ended, and its record for another start."""
