@@ -26,7 +26,8 @@ class Record:
     token: names this start.
     devices: of this machine, by number; gpus: how many, wherever it runs.
     launch: what the executor knows it by.
-    seen, step: `updated` and `step` of the run's status.json before the start.
+    seen: `updated` of the run's status.json before the start.
+    step: the furthest that the run's status.json had reached at any of its starts.
     """
 
     command: str

@@ -156,7 +156,7 @@ class Runner:
                 executor=self.executor.name,
                 started=time.time(),
                 seen=float(status.get("updated", 0.0)),
-                step=int(status.get("step", 0)),
+                step=max((before or fresh).step, int(status.get("step", 0))),
             ),
         )
         if not self._mark(job.line, " ", "-"):
@@ -246,7 +246,7 @@ class Runner:
             return " ", record
         if verdict.outcome == "interrupted":
             number = 1 if verdict.step > record.step else record.interruptions + 1
-            return (" " if number <= MAX_INTERRUPTIONS else "!"), replace(record, interruptions=number)
+            return (" " if number < MAX_INTERRUPTIONS else "!"), replace(record, interruptions=number)
         failures = record.failures + 1
         again = verdict.outcome == "failed" and failures <= self.options.retries
         return (" " if again else "!"), replace(record, failures=failures)
