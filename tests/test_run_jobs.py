@@ -63,6 +63,11 @@ def ends(name: str, seconds: float = 0) -> str:
     return f"[ ] bash -c 'sleep {seconds}; echo {name} >> ended'"
 
 
+def until(path: str, name: str) -> str:
+    """A command that writes a line when a file is there, or after half a minute."""
+    return f"[ ] bash -c 'for i in {{1..600}}; do test -e {path} && break; sleep 0.05; done; echo {name} >> ended'"
+
+
 def ended(folder: Path) -> list[str]:
     path = folder / "ended"
     return path.read_text().split() if path.exists() else []
@@ -384,6 +389,22 @@ def test_running_jobs_that_no_runner_knows_are_left_alone_unless_asked(
     assert "no runner knows it" in caplog.text
     assert quick(options="--take-running") == 0
     assert (marks(tmp_path), ended(tmp_path)) == ("x", ["a"])
+
+
+def test_only_also_chooses_the_running_jobs_that_are_taken(quick: Callable[..., int], tmp_path: Path) -> None:
+    lines = [ends(name).replace("[ ]", "[-]") for name in "ab"]
+    assert quick(*lines, options="--take-running --only '*echo_b*'") == 0
+    assert (marks(tmp_path), ended(tmp_path)) == ("-x", ["b"])
+
+
+def test_a_runner_does_not_wait_for_jobs_that_only_leaves_out(quick: Callable[..., int], tmp_path: Path) -> None:
+    (tmp_path / "jobs.txt").write_text(f"{until('release', 'a')}\n{ends('b')}")
+    runner = start_runner(tmp_path, "--only", "*for_i*")
+    wait_for(lambda: marks(tmp_path)[0] == "-", "the job's start")
+    assert quick(options="--only '*echo_b*'") == 0
+    assert ended(tmp_path) == ["b"]
+    (tmp_path / "release").touch()
+    assert (runner.wait(60), marks(tmp_path)) == (0, "xx")
 
 
 def test_a_job_of_a_living_runner_is_left_to_it(quick: Callable[..., int], tmp_path: Path) -> None:

@@ -185,6 +185,8 @@ class Runner:
         record = self.records.read(line.key)
         at = f"line {line.number}: {record.name if record else line.command}"
         if record is None or not record.owner:
+            if not self.sheet.may_be_chosen(line):
+                return
             if self.options.take_running:
                 self._mark(line, "-", " ")
             else:
@@ -280,9 +282,12 @@ class Runner:
 
     def _is_waiting(self, lines: list[JobLine]) -> bool:
         """Whether a job of this runner may still become ready: those of other runners may fail or open a barrier."""
-        records = [self.records.read(line.key) for line in lines if line.mark == "-" and line.key not in self.held]
+        chosen = [line for line in lines if self.sheet.may_be_chosen(line)]
+        is_left = any(line.mark == " " for line in chosen)
+        others = [line for line in (lines if is_left else chosen) if line.mark == "-" and line.key not in self.held]
+        records = [self.records.read(line.key) for line in others]
         others_run = any(record is not None and self.records.is_alive(record.owner) for record in records)
-        return others_run or any(line.mark == " " and self._lives(line) for line in lines)
+        return others_run or any(line.mark == " " and self._lives(line) for line in chosen)
 
     def _outcome(self) -> int:
         """Say what is left; 0 where all is done."""

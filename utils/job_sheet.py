@@ -109,9 +109,10 @@ class Sheet:
     def left(self) -> list[str]:
         """What is said of chosen jobs that are not done, when nothing more can start."""
         lines = [line for line in self.file.read() if line.mark != "x"]
-        return [self._why_left(line) for line in lines if self._may_be_chosen(line)]
+        return [self._why_left(line) for line in lines if self.may_be_chosen(line)]
 
-    def _may_be_chosen(self, line: JobLine) -> bool:
+    def may_be_chosen(self, line: JobLine) -> bool:
+        """Whether a job is this runner's to run; with `--only`, one that cannot be understood is not."""
         job = self.known(line)
         return self.options.only is None if job is None else job.matches(self.options.only)
 
