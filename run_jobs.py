@@ -163,6 +163,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise JobError("\nerror: ".join(faults))
     for number in file.nearly_jobs():
         log.warning("%s: line %d looks like a job and is none; a job is '[ ] command'", file.name, number)
+    for text in sheet.starting_over():
+        log.warning("%s: %s", file.name, text)
     if arguments.dry_run:
         sys.stdout.write(commands(sheet))
         return 0

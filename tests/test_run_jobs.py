@@ -295,6 +295,16 @@ def test_a_dry_run_shows_the_commands_and_starts_nothing(
     assert not (tmp_path / ".jobs.txt.runs").exists()
 
 
+def test_a_line_that_interruptions_would_set_back_is_warned_of(
+    quick: Callable[..., int], caplog: pytest.LogCaptureFixture
+) -> None:
+    etrm = f"python {Path(__file__).parents[1] / 'pretrain_etrm.py'} +project_name=p"
+    lines = (f"[ ] {etrm} +run_name=a", f"[ ] {etrm} +run_name=b resume=never", f"[x] {etrm} +run_name=c resume=never")
+    assert quick(*lines, options="--dry-run") == 0
+    (warning,) = [record.getMessage() for record in caplog.records if "resume" in record.getMessage()]
+    assert "line 2: b has resume=never" in warning
+
+
 def test_list_shows_where_every_job_stands(
     quick: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

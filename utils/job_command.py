@@ -33,6 +33,7 @@ class Job:
 
     processes: of torchrun; None without it.
     project: of a training run; None for another command.
+    resume: of a training run.
     """
 
     line: JobLine
@@ -42,6 +43,7 @@ class Job:
     folder: Path
     processes: int | None = None
     project: str | None = None
+    resume: str = "auto"
 
     @property
     def key(self) -> str:
@@ -81,7 +83,8 @@ def _understand(line: JobLine, stem: str) -> Job:
     processes = _processes(words[:script])
     if processes and config.global_batch_size % processes:
         raise JobError(f"global_batch_size={config.global_batch_size} cannot be shared by {processes} processes")
-    return Job(line, _resolved(words, script), environment, folder.name, folder, processes, config.project_name)
+    arguments = _resolved(words, script)
+    return Job(line, arguments, environment, folder.name, folder, processes, config.project_name, config.resume)
 
 
 def _words(command: str) -> tuple[dict[str, str], list[str]]:

@@ -99,6 +99,15 @@ class Sheet:
             return str(error)
         return ""
 
+    def starting_over(self) -> list[str]:
+        """What is said of chosen jobs that wait and that an interruption would set back."""
+        return [
+            f"line {job.line.number}: {job.name} has resume={job.resume}, so it begins there again after every "
+            "interruption; resume=auto (the default) goes on"
+            for job in self.chosen()
+            if job.line.mark == " " and job.resume != "auto"
+        ]
+
     def is_open(self, line: JobLine) -> bool:
         """Whether everything above the barriers above a line is done."""
         return not line.section or not self._before(line)
