@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from run_jobs import argument_parser, main, run
@@ -88,6 +89,12 @@ def test_jobs_run_in_order_and_other_lines_stay(quick: Callable[..., int], tmp_p
     assert (tmp_path / "jobs.txt").read_text().startswith("Words.\n[x] bash")
     (log,) = (tmp_path / "runs/jobs").glob("bash_-c_sleep_0_echo_a*/job.log")
     assert "echo a >> ended" in log.read_text()
+
+
+def test_no_dead_process_is_left_behind(quick: Callable[..., int]) -> None:
+    before = psutil.Process().children()
+    assert quick(ends("a"), ends("b")) == 0
+    assert [child for child in psutil.Process().children() if child not in before] == []
 
 
 def test_a_failed_job_is_marked_and_the_next_one_runs(quick: Callable[..., int], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from utils.job_records import Record
 log = logging.getLogger(__name__)
 SLURM_MINUTES = 24 * 60
 CONNECT_SECONDS = 10
+END_SECONDS = 10
 
 
 class Executor(Protocol):
@@ -49,6 +51,10 @@ class Executor(Protocol):
 
     def cancel(self, folder: Path, record: Record) -> None:
         """Take back a job that has not begun."""
+        ...
+
+    def forget(self, record: Record) -> None:
+        """A job has ended."""
         ...
 
 
@@ -82,6 +88,11 @@ class LocalExecutor:
 
     def cancel(self, folder: Path, record: Record) -> None:
         pass
+
+    def forget(self, record: Record) -> None:
+        if (process := self._started.pop(record.token, None)) is not None:
+            with suppress(subprocess.TimeoutExpired):  # it ends as soon as it has left word
+                process.wait(END_SECONDS)
 
 
 def run_in_slurm(folder: Path, token: str) -> None:
@@ -151,6 +162,9 @@ class SlurmExecutor:
         if job is not None:
             job.cancel(check=False)
 
+    def forget(self, record: Record) -> None:
+        self._jobs.pop(record.token, None)
+
 
 def _refuse_silent(address: str) -> None:
     """Ray would wait for minutes where nothing listens, and end the process.
@@ -215,3 +229,6 @@ class RayExecutor:
     def cancel(self, folder: Path, record: Record) -> None:
         if record.token in self._started:
             self._ray.cancel(self._started[record.token])
+
+    def forget(self, record: Record) -> None:
+        self._started.pop(record.token, None)

@@ -219,6 +219,7 @@ class Runner:
                     ended = self.records.exit_status(key, record.token)
                     self.records.write(key, replace(record, token="" if ended is None else record.token))
             del self.held[key]
+            self.executor.forget(record)
             with self.file.lock():
                 self._end(job, record, judge(status_of(job), record, ended))
 
