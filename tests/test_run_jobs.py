@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from run_jobs import argument_parser, main, run
@@ -91,10 +90,16 @@ def test_jobs_run_in_order_and_other_lines_stay(quick: Callable[..., int], tmp_p
     assert "echo a >> ended" in log.read_text()
 
 
-def test_no_dead_process_is_left_behind(quick: Callable[..., int]) -> None:
-    before = psutil.Process().children()
-    assert quick(ends("a"), ends("b")) == 0
-    assert [child for child in psutil.Process().children() if child not in before] == []
+def test_the_process_above_a_job_that_has_ended_does_not_stay_as_a_zombie(
+    quick: Callable[..., int], tmp_path: Path
+) -> None:
+    """The second job looks at the runner's children."""
+    (tmp_path / "look.py").write_text(
+        f"import psutil\nchildren = psutil.Process({os.getpid()}).children()\n"
+        "open('ended', 'a').writelines(f'{child.pid}\\n' for child in children if child.status() == 'zombie')\n"
+    )
+    assert quick("[ ] python look.py", "[ ] python look.py again") == 0
+    assert ended(tmp_path) == []
 
 
 def test_a_failed_job_is_marked_and_the_next_one_runs(quick: Callable[..., int], tmp_path: Path) -> None:
