@@ -155,6 +155,28 @@ def test_a_job_that_is_interrupted_without_end_fails_at_last(quick: Callable[...
     assert (marks(tmp_path), len(ended(tmp_path))) == ("!", 10)
 
 
+def test_a_job_whose_fault_is_mended_meanwhile_runs(quick: Callable[..., int], tmp_path: Path) -> None:
+    """The first job makes the program of the second, which it then sets back from failed to waiting."""
+    (tmp_path / "job.sh").write_text(
+        "printf '\\n[ ] ./made' >> jobs.txt; until grep -q '^.!' jobs.txt; do sleep 0.05; done\n"
+        "printf '#!/bin/sh\\ntouch added\\n' > made; chmod +x made; sed -i 's/^.!./[ ]/' jobs.txt\n"
+    )
+    assert quick("[ ] timeout 30 bash job.sh") == 0
+    assert (marks(tmp_path), (tmp_path / "added").exists()) == ("xx", True)
+
+
+@pytest.mark.parametrize("group", [None, "mine"])
+def test_the_group_of_the_runs_goes_with_each_job(
+    quick: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str | None
+) -> None:
+    """In its record, because a Ray worker has another environment than the runner."""
+    monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
+    if group is not None:
+        monkeypatch.setenv("WANDB_RUN_GROUP", group)
+    assert quick("[ ] bash -c 'cp .jobs.txt.runs/*/record.json seen.json'") == 0
+    assert read_json(tmp_path / "seen.json")["environment"]["WANDB_RUN_GROUP"] == (group or "jobs")
+
+
 @pytest.mark.parametrize(("refusals", "options", "outcome"), [(1, "", (1, "!x")), (2, "--retries 2", (0, "xx"))])
 def test_a_job_that_cannot_be_started_counts_as_failed_and_the_others_run(
     quick: Callable[..., int],

@@ -11,7 +11,7 @@ import re
 import shlex
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NoReturn
@@ -163,7 +163,7 @@ def _slug(line: JobLine) -> str:
 
 
 class Understood:
-    """The jobs of a file by their commands; each config is composed once."""
+    """The jobs of a file by their commands; each config is composed once, or again when its faults are forgotten."""
 
     def __init__(self, stem: str):
         self.stem = stem
@@ -183,4 +183,8 @@ class Understood:
         known = self._known[line.key]
         if isinstance(known, JobError):
             raise known
-        return Job(**{**vars(known), "line": line})
+        return replace(known, line=line)
+
+    def forget_faults(self) -> None:
+        """Look again at what could not be understood: it may have been mended."""
+        self._known = {key: known for key, known in self._known.items() if isinstance(known, Job)}

@@ -41,6 +41,7 @@ class Runner:
         self._alone: set[str] = set()
         self._said: set[str] = set()
         self._kill_at = self._looked_at = 0.0
+        self._looked_at_ended = -1
         self.has_begun = False
 
     def run(self) -> int:
@@ -79,9 +80,10 @@ class Runner:
     def _take(self) -> bool:
         """Start what can start, take up what lost its runner; whether anything may still happen."""
         now = time.monotonic()
-        if self.held and not self._has_room() and now - self._looked_at < LOOK_SECONDS:
+        if len(self.ended) == self._looked_at_ended and now - self._looked_at < LOOK_SECONDS:
             return True
-        self._looked_at, ended = now, len(self.ended)
+        self._looked_at, self._looked_at_ended = now, len(self.ended)
+        self.sheet.look_again()
         with self.file.lock():
             for line in self.file.read():
                 if line.mark == "-" and line.key not in self.held:
@@ -89,7 +91,8 @@ class Runner:
             for line in self.file.read():
                 if line.mark == " " and not self._start_waiting(line):
                     break
-            return len(self.ended) > ended or self._is_waiting(self.file.read())  # ended: could not be started
+            could_not_start = len(self.ended) > self._looked_at_ended
+            return could_not_start or self._is_waiting(self.file.read())
 
     def _has_room(self) -> bool:
         return self.options.parallel is None or len(self.held) < self.options.parallel
@@ -172,11 +175,11 @@ class Runner:
         return None
 
     def _environment(self, job: Job, devices: tuple[str, ...]) -> dict[str, str]:
-        """What a job has in its environment besides the runner's."""
-        group = {} if "WANDB_RUN_GROUP" in os.environ else {"WANDB_RUN_GROUP": self.file.stem}
+        """What a job has in its environment besides the runner's, of which a Ray worker has nothing."""
+        variables = {"WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP", self.file.stem)}
         if self.options.on_cpu or self.options.gpus is not None:
-            group["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-        return group | job.environment
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+        return variables | job.environment
 
     # Taking up
 

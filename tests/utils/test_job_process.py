@@ -15,6 +15,7 @@ import pytest
 
 from utils.job_process import EXIT_FILE, command_line, read_json
 from utils.job_records import Record, Records
+from utils.signals import StopCount
 
 
 def begun(tmp_path: Path, *arguments: str) -> tuple[Records, Record]:
@@ -110,6 +111,17 @@ def test_signals_before_a_time_limit_end_neither_the_process_nor_its_command(tmp
     records.ask_to_stop("job", "TERM")
     assert first.wait(60) == 0
     assert records.exit_status("job", record.token) == (75, "")
+
+
+def test_of_signals_in_quick_succession_one_a_second_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher's copy does not count; someone who presses Ctrl-C again and again does."""
+    count = StopCount()
+    with count.listening():
+        for now, number in ((100.0, 1), (100.4, 1), (100.8, 1), (101.2, 2), (101.6, 2)):
+            monkeypatch.setattr("utils.signals.time.monotonic", lambda now=now: now)
+            signal.raise_signal(signal.SIGINT)
+            monkeypatch.undo()
+            assert count.count == number
 
 
 def test_files_are_replaced_whole(tmp_path: Path) -> None:
