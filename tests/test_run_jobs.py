@@ -5,11 +5,11 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from run_jobs import argument_parser, main, run
@@ -79,6 +79,13 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
             return
         time.sleep(0.01)
     raise AssertionError(f"{what} did not come")
+
+
+def lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_jobs_run_in_order_and_other_lines_stay(quick: Callable[..., int], tmp_path: Path) -> None:
@@ -206,7 +213,7 @@ def test_a_file_that_is_lost_on_the_way_is_no_fault_of_before_the_start(quick: C
 
 
 def test_what_is_below_a_barrier_waits_for_all_above(quick: Callable[..., int], tmp_path: Path) -> None:
-    assert quick(ends("a", 0.3), ends("b"), "---", ends("c"), ends("d"), options="--parallel 4") == 0
+    assert quick(until("ended", "a"), ends("b"), "---", ends("c"), ends("d"), options="--parallel 4") == 0
     assert ended(tmp_path)[:2] == ["b", "a"]
     assert set(ended(tmp_path)[2:]) == {"c", "d"}
 
@@ -265,8 +272,9 @@ def test_devices_are_given_out_and_taken_back(quick: Callable[..., int], tmp_pat
 
 
 def test_two_runners_of_one_file_do_not_give_out_the_same_device(quick: Callable[..., int], tmp_path: Path) -> None:
-    shows = "[ ] bash -c 'echo {}:$CUDA_VISIBLE_DEVICES >> ended; until test `wc -l < ended` = 2; do sleep 0.05; done'"
-    (tmp_path / "jobs.txt").write_text("\n".join(map(shows.format, "ab")))
+    shows = "[ ] bash -c 'echo {}:$CUDA_VISIBLE_DEVICES >> ended; {}'"
+    both_run = "for i in {1..600}; do test `wc -l < ended` = 2 && break; sleep 0.05; done"
+    (tmp_path / "jobs.txt").write_text("\n".join(shows.format(name, both_run) for name in "ab"))
     options = ("jobs.txt", "--gpus", "0,1", "--parallel", "1", "--no-report")
     other = start_runner(tmp_path, "--gpus", "0,1", "--parallel", "1", device="")
     assert run(argument_parser().parse_args(options)) == 0
@@ -403,14 +411,14 @@ def test_sigint_sends_jobs_back_to_waiting_and_a_second_start_goes_on(tmp_path: 
 
 
 def test_a_job_that_does_not_stop_in_time_is_killed_with_all_it_started(tmp_path: Path) -> None:
-    stubborn = "trap : TERM; setsid sleep 61.25 & while true; do touch begun; sleep 0.1; done"
+    stubborn = "trap : TERM; setsid sleep 61 & echo $! > pid; while true; do touch begun; sleep 0.1; done"
     (tmp_path / "jobs.txt").write_text(f"[ ] bash -c '{stubborn}'")
     runner = start_runner(tmp_path, "--grace", "0.3")
     wait_for((tmp_path / "begun").exists, "the job's start")
     runner.terminate()
     assert runner.wait(60) == 75
     assert marks(tmp_path) == " "
-    assert subprocess.run(["pgrep", "-f", "sleep 61.25"], check=False, capture_output=True).stdout == b""
+    wait_for(lambda: not lives(int((tmp_path / "pid").read_text())), "the end of what the job started")
 
 
 @pytest.mark.parametrize(("trap", "words"), [("echo saved >> ended; exit 75", ["saved"]), (":", [])])
@@ -451,10 +459,15 @@ def test_a_runner_does_not_wait_for_jobs_that_only_leaves_out(quick: Callable[..
     assert (runner.wait(60), marks(tmp_path)) == (0, "xx")
 
 
-def test_a_job_of_a_living_runner_is_left_to_it(quick: Callable[..., int], tmp_path: Path) -> None:
-    """A second runner waits, because the job may yet come back."""
-    (tmp_path / "jobs.txt").write_text(ends("a", 1.5))
-    runner = start_runner(tmp_path)
-    wait_for(lambda: marks(tmp_path) == "-", "the job's start")
-    assert quick() == 0
-    assert (runner.wait(60), marks(tmp_path), ended(tmp_path)) == (0, "x", ["a"])
+def test_a_job_of_a_living_runner_is_left_to_it(tmp_path: Path) -> None:
+    """A second runner, which has a job of its own first, waits because the other one may yet come back."""
+    (tmp_path / "jobs.txt").write_text(f"{until('release', 'a')}\n{ends('b')}")
+    first = start_runner(tmp_path, "--only", "*for_i*")
+    wait_for(lambda: marks(tmp_path) == "- ", "the job's start")
+    second = start_runner(tmp_path)
+    wait_for(lambda: marks(tmp_path) == "-x", "the second runner's own job")
+    time.sleep(0.3)
+    assert second.poll() is None
+    (tmp_path / "release").touch()
+    assert (first.wait(60), second.wait(60)) == (0, 0)
+    assert (marks(tmp_path), ended(tmp_path)) == ("xx", ["b", "a"])

@@ -194,6 +194,7 @@ class RayExecutor:
     def __init__(self, address: str, cpus: int):
         try:
             import ray
+            from ray.exceptions import RayError
         except ImportError as error:
             raise JobError("--executor ray needs ray: pip install -e '.[ray]'") from error
         _refuse_silent(address)
@@ -202,7 +203,7 @@ class RayExecutor:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise JobError(f"--ray-address {address}: no Ray cluster answers: {error}") from error
-        self._ray = ray
+        self._ray, self._error = ray, RayError
         self._task = ray.remote(max_retries=-1, num_cpus=cpus)(run_under)
         self._started: dict[str, Any] = {}
 
@@ -215,7 +216,7 @@ class RayExecutor:
                 )
             task = self._task.options(name=record.name, num_gpus=record.gpus)
             self._started[record.token] = task.remote(folder, record.token)
-        except self._ray.exceptions.RayError as error:
+        except self._error as error:
             raise RuntimeError(str(error)) from error
         return record.token
 

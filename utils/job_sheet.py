@@ -49,7 +49,10 @@ class Sheet:
 
     def __init__(self, file: JobFile, options: Options):
         self.file, self.options, self._jobs = file, options, Understood(file.stem)
-        self.look_again = self._jobs.forget_faults
+
+    def look_again(self) -> None:
+        """What could not be understood may have been mended."""
+        self._jobs.forget_faults()
 
     def known(self, line: JobLine) -> Job | None:
         """The job of a line; None where it cannot be understood."""
