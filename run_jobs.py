@@ -1,7 +1,8 @@
 """Run the jobs of a job file: `python run_jobs.py jobs-cpu-smoke.txt`. docs/sweeps.md has all of it.
 
-Exit status: 0 everything is done, 1 something failed or could not start, 75 stopped by a signal (the same command goes
-on), 2 a fault of the file, a job or an option, before anything was started.
+Exit status: 0 everything chosen is done, 1 something failed, could not start or is left, or the file could not be read
+or written on the way, 75 stopped by a signal (the same command goes on), 2 a fault of the file, a job or an option,
+before anything was started.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from utils.job_sheet import Options, Sheet
 from utils.job_table import commands, job_table
 
 log = logging.getLogger("run_jobs")
-USER_FAULT = 2
+FAILED, USER_FAULT = 1, 2
 METRICS_FILE, REPORT_FILE = "metrics.jsonl", "report.html"
 
 
@@ -162,13 +163,21 @@ def run(arguments: argparse.Namespace) -> int:
         raise JobError("\nerror: ".join(faults))
     for number in file.nearly_jobs():
         log.warning("%s: line %d looks like a job and is none; a job is '[ ] command'", file.name, number)
+    for text in sheet.starting_over():
+        log.warning("%s: %s", file.name, text)
     if arguments.dry_run:
         sys.stdout.write(commands(sheet))
         return 0
     runner = Runner(sheet, executor_of(arguments, file))
-    status = runner.run()
-    if not arguments.no_report:
-        write_reports(runner)
+    try:
+        status = runner.run()
+        if not arguments.no_report:
+            write_reports(runner)
+    except JobError as error:
+        if not runner.has_begun:
+            raise
+        log.error("%s; jobs that run go on", error)
+        return FAILED
     return status
 
 

@@ -1,19 +1,24 @@
 """`run_jobs.py` as a user calls it: marks, order, judgements, signals, and runners that are killed."""
 
+import errno
 import json
 import os
 import shlex
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from run_jobs import argument_parser, main, run
 from tests.job_races import race, start_runner
-from utils.job_file import JobError
+from utils.job_command import understand
+from utils.job_executors import LocalExecutor
+from utils.job_file import JobError, JobLine
+from utils.job_process import read_json
+from utils.job_records import Record
 from utils.run_status import EXIT_STATUS
 
 # Stands in for a training run: writes a status and ends with an exit status, both as its environment says.
@@ -27,7 +32,8 @@ with (folder / "starts").open("a") as file:
 starts, state = len((folder / "starts").read_text().split()), os.environ["STATE"]
 if state == "resumes":
     state = "done" if starts > 2 else "preempted"
-status = {"state": state, "step": 5, "total_steps": 10, "updated": time.time(), "last": {}}
+step = 50 if state == "preempted" and starts % 2 else 5
+status = {"state": state, "step": step, "total_steps": 10, "updated": time.time(), "last": {}}
 (folder / "status.json").write_text(json.dumps(status))
 sys.exit(int(os.environ["CODE"]))
 main("cfg_demo")
@@ -57,6 +63,11 @@ def ends(name: str, seconds: float = 0) -> str:
     return f"[ ] bash -c 'sleep {seconds}; echo {name} >> ended'"
 
 
+def until(path: str, name: str) -> str:
+    """A command that writes a line when a file is there, or after half a minute."""
+    return f"[ ] bash -c 'for i in {{1..600}}; do test -e {path} && break; sleep 0.05; done; echo {name} >> ended'"
+
+
 def ended(folder: Path) -> list[str]:
     path = folder / "ended"
     return path.read_text().split() if path.exists() else []
@@ -70,6 +81,13 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
     raise AssertionError(f"{what} did not come")
 
 
+def lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_jobs_run_in_order_and_other_lines_stay(quick: Callable[..., int], tmp_path: Path) -> None:
     assert quick("Words.", ends("a"), "", "[x] bash -c 'echo never >> ended'", ends("b"), "More words.") == 0
     assert ended(tmp_path) == ["a", "b"]
@@ -77,6 +95,18 @@ def test_jobs_run_in_order_and_other_lines_stay(quick: Callable[..., int], tmp_p
     assert (tmp_path / "jobs.txt").read_text().startswith("Words.\n[x] bash")
     (log,) = (tmp_path / "runs/jobs").glob("bash_-c_sleep_0_echo_a*/job.log")
     assert "echo a >> ended" in log.read_text()
+
+
+def test_the_process_above_a_job_that_has_ended_does_not_stay_as_a_zombie(
+    quick: Callable[..., int], tmp_path: Path
+) -> None:
+    """The second job looks at the runner's children."""
+    (tmp_path / "look.py").write_text(
+        f"import psutil\nchildren = psutil.Process({os.getpid()}).children()\n"
+        "open('ended', 'a').writelines(f'{child.pid}\\n' for child in children if child.status() == 'zombie')\n"
+    )
+    assert quick("[ ] python look.py", "[ ] python look.py again") == 0
+    assert ended(tmp_path) == []
 
 
 def test_a_failed_job_is_marked_and_the_next_one_runs(quick: Callable[..., int], tmp_path: Path) -> None:
@@ -106,12 +136,13 @@ def test_a_fault_of_the_user_is_not_tried_again(quick: Callable[..., int], tmp_p
         ("non-finite", EXIT_STATUS["non-finite"], "!", 2),
         ("resumes", 75, "x", 3),
         ("resumes", 1, "x", 3),
+        ("preempted", 75, "!", 10),
     ],
 )
 def test_the_status_of_a_run_is_trusted_over_its_exit_status(
     quick: Callable[..., int], tmp_path: Path, state: str, code: int, mark: str, starts: int
 ) -> None:
-    """Under torchrun a preempted run ends with 1. A preemption is no failed try."""
+    """Under torchrun a preempted run ends with 1. A preemption is no failed try, but ten without progress are."""
     (tmp_path / "pretrain_quick.py").write_text(QUICK)
     assert quick(f"[ ] STATE={state} CODE={code} {QUICK_RUN}", options="--retries 1") == (mark == "!")
     assert marks(tmp_path) == mark
@@ -128,11 +159,61 @@ def test_a_status_of_an_earlier_start_says_nothing_about_this_one(quick: Callabl
 
 def test_a_job_that_is_interrupted_without_end_fails_at_last(quick: Callable[..., int], tmp_path: Path) -> None:
     assert quick("[ ] bash -c 'echo tried >> ended; exit 75'") == 1
-    assert (marks(tmp_path), len(ended(tmp_path))) == ("!", 11)
+    assert (marks(tmp_path), len(ended(tmp_path))) == ("!", 10)
+
+
+def test_a_job_whose_fault_is_mended_meanwhile_runs(quick: Callable[..., int], tmp_path: Path) -> None:
+    """The first job makes the program of the second, which it then sets back from failed to waiting."""
+    (tmp_path / "job.sh").write_text(
+        "printf '\\n[ ] ./made' >> jobs.txt; until grep -q '^.!' jobs.txt; do sleep 0.05; done\n"
+        "printf '#!/bin/sh\\ntouch added\\n' > made; chmod +x made; sed -i 's/^.!./[ ]/' jobs.txt\n"
+    )
+    assert quick("[ ] timeout 30 bash job.sh") == 0
+    assert (marks(tmp_path), (tmp_path / "added").exists()) == ("xx", True)
+
+
+@pytest.mark.parametrize("group", [None, "mine"])
+def test_the_group_of_the_runs_goes_with_each_job(
+    quick: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str | None
+) -> None:
+    """In its record, because a Ray worker has another environment than the runner."""
+    monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
+    if group is not None:
+        monkeypatch.setenv("WANDB_RUN_GROUP", group)
+    assert quick("[ ] bash -c 'cp .jobs.txt.runs/*/record.json seen.json'") == 0
+    assert read_json(tmp_path / "seen.json")["environment"]["WANDB_RUN_GROUP"] == (group or "jobs")
+
+
+@pytest.mark.parametrize(("refusals", "options", "outcome"), [(1, "", (1, "!x")), (2, "--retries 2", (0, "xx"))])
+def test_a_job_that_cannot_be_started_counts_as_failed_and_the_others_run(
+    quick: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refusals: int,
+    options: str,
+    outcome: tuple[int, str],
+) -> None:
+    class Refusing(LocalExecutor):
+        left = refusals
+
+        def start(self, folder: Path, record: Record) -> str:
+            if record.name.endswith(name) and self.left:
+                self.left -= 1
+                raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+            return super().start(folder, record)
+
+    name = understand(JobLine(1, " ", ends("a")[4:], 0, 0), "jobs").name
+    monkeypatch.setattr("run_jobs.LocalExecutor", Refusing)
+    assert (quick(ends("a"), ends("b"), options=options), marks(tmp_path)) == outcome
+    assert not list(tmp_path.glob(".jobs.txt.runs/*/record.json"))
+
+
+def test_a_file_that_is_lost_on_the_way_is_no_fault_of_before_the_start(quick: Callable[..., int]) -> None:
+    assert quick("[ ] rm jobs.txt") == 1
 
 
 def test_what_is_below_a_barrier_waits_for_all_above(quick: Callable[..., int], tmp_path: Path) -> None:
-    assert quick(ends("a", 0.3), ends("b"), "---", ends("c"), ends("d"), options="--parallel 4") == 0
+    assert quick(until("ended", "a"), ends("b"), "---", ends("c"), ends("d"), options="--parallel 4") == 0
     assert ended(tmp_path)[:2] == ["b", "a"]
     assert set(ended(tmp_path)[2:]) == {"c", "d"}
 
@@ -191,8 +272,9 @@ def test_devices_are_given_out_and_taken_back(quick: Callable[..., int], tmp_pat
 
 
 def test_two_runners_of_one_file_do_not_give_out_the_same_device(quick: Callable[..., int], tmp_path: Path) -> None:
-    shows = "[ ] bash -c 'echo {}:$CUDA_VISIBLE_DEVICES >> ended; until test `wc -l < ended` = 2; do sleep 0.05; done'"
-    (tmp_path / "jobs.txt").write_text("\n".join(map(shows.format, "ab")))
+    shows = "[ ] bash -c 'echo {}:$CUDA_VISIBLE_DEVICES >> ended; {}'"
+    both_run = "for i in {1..600}; do test `wc -l < ended` = 2 && break; sleep 0.05; done"
+    (tmp_path / "jobs.txt").write_text("\n".join(shows.format(name, both_run) for name in "ab"))
     options = ("jobs.txt", "--gpus", "0,1", "--parallel", "1", "--no-report")
     other = start_runner(tmp_path, "--gpus", "0,1", "--parallel", "1", device="")
     assert run(argument_parser().parse_args(options)) == 0
@@ -255,6 +337,16 @@ def test_a_dry_run_shows_the_commands_and_starts_nothing(
     assert not (tmp_path / ".jobs.txt.runs").exists()
 
 
+def test_a_line_that_interruptions_would_set_back_is_warned_of(
+    quick: Callable[..., int], caplog: pytest.LogCaptureFixture
+) -> None:
+    etrm = f"python {Path(__file__).parents[1] / 'pretrain_etrm.py'} +project_name=p"
+    lines = (f"[ ] {etrm} +run_name=a", f"[ ] {etrm} +run_name=b resume=never", f"[x] {etrm} +run_name=c resume=never")
+    assert quick(*lines, options="--dry-run") == 0
+    (warning,) = [record.getMessage() for record in caplog.records if "resume" in record.getMessage()]
+    assert "line 2: b has resume=never" in warning
+
+
 def test_list_shows_where_every_job_stands(
     quick: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,6 +364,16 @@ def test_list_shows_where_every_job_stands(
     assert not (tmp_path / ".jobs.txt.runs").exists()
 
 
+def supervisor(folder: Path) -> int:
+    """The process above the only job, when its runner has written it down."""
+
+    def launch() -> str:
+        return "".join(read_json(path)["launch"] for path in (folder / ".jobs.txt.runs").glob("*/record.json"))
+
+    wait_for(launch, "the job's launch")
+    return int(launch())
+
+
 def test_two_runners_one_of_them_killed_bring_each_job_to_its_end_once(tmp_path: Path) -> None:
     statuses, count, text = race(tmp_path, jobs=12, seconds=0.3, kills=2, parallel=2)
     assert count == {str(i): 1 for i in range(12)}
@@ -282,10 +384,8 @@ def test_a_job_that_died_with_its_runner_runs_again(tmp_path: Path) -> None:
     """Both are killed, as by a power cut; the next runner starts the job anew."""
     (tmp_path / "jobs.txt").write_text("[ ] bash -c 'echo $$ >> pids; test -e again || sleep 60; echo a >> ended'")
     runner = start_runner(tmp_path)
-    wait_for((tmp_path / "pids").exists, "the job's start")
-    (record,) = (tmp_path / ".jobs.txt.runs").glob("*/record.json")
-    supervisor = int(json.loads(record.read_text())["launch"])
-    for pid in (runner.pid, supervisor):
+    wait_for(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text(), "the job's start")
+    for pid in (supervisor(tmp_path), runner.pid):
         os.kill(pid, signal.SIGKILL)
     os.killpg(int((tmp_path / "pids").read_text()), signal.SIGKILL)
     runner.wait(60)
@@ -311,14 +411,26 @@ def test_sigint_sends_jobs_back_to_waiting_and_a_second_start_goes_on(tmp_path: 
 
 
 def test_a_job_that_does_not_stop_in_time_is_killed_with_all_it_started(tmp_path: Path) -> None:
-    stubborn = "trap : TERM; setsid sleep 61.25 & while true; do touch begun; sleep 0.1; done"
+    stubborn = "trap : TERM; setsid sleep 61 & echo $! > pid; while true; do touch begun; sleep 0.1; done"
     (tmp_path / "jobs.txt").write_text(f"[ ] bash -c '{stubborn}'")
     runner = start_runner(tmp_path, "--grace", "0.3")
     wait_for((tmp_path / "begun").exists, "the job's start")
     runner.terminate()
     assert runner.wait(60) == 75
     assert marks(tmp_path) == " "
-    assert subprocess.run(["pgrep", "-f", "sleep 61.25"], check=False, capture_output=True).stdout == b""
+    wait_for(lambda: not lives(int((tmp_path / "pid").read_text())), "the end of what the job started")
+
+
+@pytest.mark.parametrize(("trap", "words"), [("echo saved >> ended; exit 75", ["saved"]), (":", [])])
+def test_a_job_without_the_process_above_it_is_stopped_too(tmp_path: Path, trap: str, words: list[str]) -> None:
+    (tmp_path / "job.sh").write_text(f"trap '{trap}' TERM\ntouch begun\nwhile true; do sleep 0.05; done\n")
+    (tmp_path / "jobs.txt").write_text("[ ] bash job.sh")
+    runner = start_runner(tmp_path, "--grace", "30" if words else "0.3")
+    wait_for((tmp_path / "begun").exists, "the job's start")
+    os.kill(supervisor(tmp_path), signal.SIGKILL)
+    runner.terminate()
+    assert runner.wait(60) == 75
+    assert (marks(tmp_path), ended(tmp_path)) == (" ", words)
 
 
 def test_running_jobs_that_no_runner_knows_are_left_alone_unless_asked(
@@ -331,10 +443,31 @@ def test_running_jobs_that_no_runner_knows_are_left_alone_unless_asked(
     assert (marks(tmp_path), ended(tmp_path)) == ("x", ["a"])
 
 
-def test_a_job_of_a_living_runner_is_left_to_it(quick: Callable[..., int], tmp_path: Path) -> None:
-    """A second runner waits, because the job may yet come back."""
-    (tmp_path / "jobs.txt").write_text(ends("a", 1.5))
-    runner = start_runner(tmp_path)
-    wait_for(lambda: marks(tmp_path) == "-", "the job's start")
-    assert quick() == 0
-    assert (runner.wait(60), marks(tmp_path), ended(tmp_path)) == (0, "x", ["a"])
+def test_only_also_chooses_the_running_jobs_that_are_taken(quick: Callable[..., int], tmp_path: Path) -> None:
+    lines = [ends(name).replace("[ ]", "[-]") for name in "ab"]
+    assert quick(*lines, options="--take-running --only '*echo_b*'") == 0
+    assert (marks(tmp_path), ended(tmp_path)) == ("-x", ["b"])
+
+
+def test_a_runner_does_not_wait_for_jobs_that_only_leaves_out(quick: Callable[..., int], tmp_path: Path) -> None:
+    (tmp_path / "jobs.txt").write_text(f"{until('release', 'a')}\n{ends('b')}")
+    runner = start_runner(tmp_path, "--only", "*for_i*")
+    wait_for(lambda: marks(tmp_path)[0] == "-", "the job's start")
+    assert quick(options="--only '*echo_b*'") == 0
+    assert ended(tmp_path) == ["b"]
+    (tmp_path / "release").touch()
+    assert (runner.wait(60), marks(tmp_path)) == (0, "xx")
+
+
+def test_a_job_of_a_living_runner_is_left_to_it(tmp_path: Path) -> None:
+    """A second runner, which has a job of its own first, waits because the other one may yet come back."""
+    (tmp_path / "jobs.txt").write_text(f"{until('release', 'a')}\n{ends('b')}")
+    first = start_runner(tmp_path, "--only", "*for_i*")
+    wait_for(lambda: marks(tmp_path) == "- ", "the job's start")
+    second = start_runner(tmp_path)
+    wait_for(lambda: marks(tmp_path) == "-x", "the second runner's own job")
+    time.sleep(0.3)
+    assert second.poll() is None
+    (tmp_path / "release").touch()
+    assert (first.wait(60), second.wait(60)) == (0, 0)
+    assert (marks(tmp_path), ended(tmp_path)) == ("xx", ["b", "a"])

@@ -5,9 +5,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +27,16 @@ def start_runner(folder: Path, *options: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+@pytest.fixture(autouse=True)
+def _nothing_runs_on(tmp_path: Path) -> Iterator[None]:
+    """Kill the runners and jobs of a test that fails; all of them work in its folder."""
+    yield
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # gone meanwhile, or another user's
+            if process.pid != os.getpid() and process.cwd() == str(tmp_path):
+                process.kill()
 
 
 def wait_for_lines(path: Path, number: int) -> list[str]:

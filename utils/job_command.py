@@ -11,7 +11,7 @@ import re
 import shlex
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,6 +33,7 @@ class Job:
 
     processes: of torchrun; None without it.
     project: of a training run; None for another command.
+    resume: of a training run.
     """
 
     line: JobLine
@@ -42,6 +43,7 @@ class Job:
     folder: Path
     processes: int | None = None
     project: str | None = None
+    resume: str = "auto"
 
     @property
     def key(self) -> str:
@@ -81,7 +83,8 @@ def _understand(line: JobLine, stem: str) -> Job:
     processes = _processes(words[:script])
     if processes and config.global_batch_size % processes:
         raise JobError(f"global_batch_size={config.global_batch_size} cannot be shared by {processes} processes")
-    return Job(line, _resolved(words, script), environment, folder.name, folder, processes, config.project_name)
+    arguments = _resolved(words, script)
+    return Job(line, arguments, environment, folder.name, folder, processes, config.project_name, config.resume)
 
 
 def _words(command: str) -> tuple[dict[str, str], list[str]]:
@@ -160,7 +163,7 @@ def _slug(line: JobLine) -> str:
 
 
 class Understood:
-    """The jobs of a file by their commands; each config is composed once."""
+    """The jobs of a file by their commands; each config is composed once, or again when its faults are forgotten."""
 
     def __init__(self, stem: str):
         self.stem = stem
@@ -180,4 +183,8 @@ class Understood:
         known = self._known[line.key]
         if isinstance(known, JobError):
             raise known
-        return Job(**{**vars(known), "line": line})
+        return replace(known, line=line)
+
+    def forget_faults(self) -> None:
+        """Look again at what could not be understood: it may have been mended."""
+        self._known = {key: known for key, known in self._known.items() if isinstance(known, Job)}

@@ -10,9 +10,12 @@ import signal
 import socket
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
+
+import psutil
 
 from utils.job_file import JobError
 from utils.job_process import STOP_FILE, command_line, run_under
@@ -21,6 +24,7 @@ from utils.job_records import Record
 log = logging.getLogger(__name__)
 SLURM_MINUTES = 24 * 60
 CONNECT_SECONDS = 10
+END_SECONDS = 10
 
 
 class Executor(Protocol):
@@ -34,7 +38,11 @@ class Executor(Protocol):
     poll_seconds: float
 
     def start(self, folder: Path, record: Record) -> str:
-        """Start a job; returns what finds it again."""
+        """Start a job; returns what finds it again.
+
+        Raises:
+            OSError, RuntimeError: it could not be started.
+        """
         ...
 
     def may_run(self, folder: Path, record: Record) -> bool:
@@ -44,6 +52,19 @@ class Executor(Protocol):
     def cancel(self, folder: Path, record: Record) -> None:
         """Take back a job that has not begun."""
         ...
+
+    def forget(self, record: Record) -> None:
+        """A job has ended."""
+        ...
+
+
+def _is_process_of(pid: int, token: str) -> bool:
+    """Whether a process above a job, which another runner of this machine started, still lives."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and token in process.cmdline()
+    except psutil.Error:
+        return False
 
 
 class LocalExecutor:
@@ -61,13 +82,17 @@ class LocalExecutor:
 
     def may_run(self, folder: Path, record: Record) -> bool:
         process = self._started.get(record.token)
-        if process is None or process.poll() is None:
-            return process is not None
-        del self._started[record.token]
-        return False
+        if process is not None:
+            return process.poll() is None
+        return record.launch.isdecimal() and _is_process_of(int(record.launch), record.token)
 
     def cancel(self, folder: Path, record: Record) -> None:
         pass
+
+    def forget(self, record: Record) -> None:
+        if (process := self._started.pop(record.token, None)) is not None:
+            with suppress(subprocess.TimeoutExpired):  # it ends as soon as it has left word
+                process.wait(END_SECONDS)
 
 
 def run_in_slurm(folder: Path, token: str) -> None:
@@ -137,6 +162,9 @@ class SlurmExecutor:
         if job is not None:
             job.cancel(check=False)
 
+    def forget(self, record: Record) -> None:
+        self._jobs.pop(record.token, None)
+
 
 def _refuse_silent(address: str) -> None:
     """Ray would wait for minutes where nothing listens, and end the process.
@@ -166,6 +194,7 @@ class RayExecutor:
     def __init__(self, address: str, cpus: int):
         try:
             import ray
+            from ray.exceptions import RayError
         except ImportError as error:
             raise JobError("--executor ray needs ray: pip install -e '.[ray]'") from error
         _refuse_silent(address)
@@ -174,16 +203,21 @@ class RayExecutor:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise JobError(f"--ray-address {address}: no Ray cluster answers: {error}") from error
-        self._ray = ray
+        self._ray, self._error = ray, RayError
         self._task = ray.remote(max_retries=-1, num_cpus=cpus)(run_under)
         self._started: dict[str, Any] = {}
 
     def start(self, folder: Path, record: Record) -> str:
-        there = int(self._ray.cluster_resources().get("GPU", 0))
-        if record.gpus > there:
-            log.warning("%s waits for %d GPUs; the cluster has %d now (--cpu: none)", record.name, record.gpus, there)
-        task = self._task.options(name=record.name, num_gpus=record.gpus)
-        self._started[record.token] = task.remote(folder, record.token)
+        try:
+            there = int(self._ray.cluster_resources().get("GPU", 0))
+            if record.gpus > there:
+                log.warning(
+                    "%s waits for %d GPUs; the cluster has %d now (--cpu: none)", record.name, record.gpus, there
+                )
+            task = self._task.options(name=record.name, num_gpus=record.gpus)
+            self._started[record.token] = task.remote(folder, record.token)
+        except self._error as error:
+            raise RuntimeError(str(error)) from error
         return record.token
 
     def may_run(self, folder: Path, record: Record) -> bool:
@@ -196,3 +230,6 @@ class RayExecutor:
     def cancel(self, folder: Path, record: Record) -> None:
         if record.token in self._started:
             self._ray.cancel(self._started[record.token])
+
+    def forget(self, record: Record) -> None:
+        self._started.pop(record.token, None)

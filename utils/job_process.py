@@ -6,7 +6,7 @@
     stop           written by a runner: TERM or KILL
     exit.json      how the command ended, in one move
 
-It imports the standard library alone, so that it starts quickly.
+It starts with the standard library alone, which is quick; psutil is imported when what a job has started is killed.
 """
 
 import argparse
@@ -56,15 +56,15 @@ def read_stop(folder: Path) -> str:
         return ""
 
 
-def kill_remains(token: str) -> int:
-    """SIGKILL to every process on this host that a job has started, also in sessions of their own; how many."""
+def kill_remains(token: str, number: int = signal.SIGKILL) -> int:
+    """A signal to every process on this host that a job has started, also in sessions of their own; how many."""
     import psutil
 
     killed = 0
     for process in psutil.process_iter():
         try:
             if process.pid != os.getpid() and process.environ().get(TOKEN_VARIABLE) == token:
-                process.kill()
+                process.send_signal(number)
                 killed += 1
         except psutil.Error:  # gone meanwhile, or another user's
             continue
@@ -199,6 +199,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("token")
     parser.add_argument("--with-parent", action="store_true", help="end the job when the parent process ends")
     arguments = parser.parse_args(argv)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):  # Slurm sends them to all processes; the command inherits this
+        signal.signal(number, signal.SIG_IGN)
     Supervisor(arguments.folder, arguments.token, os.getppid() if arguments.with_parent else None).run()
 
 

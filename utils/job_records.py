@@ -1,7 +1,8 @@
 """What is known of running jobs, in `.<job file>.runs/`: a folder for each job, a lock for each runner.
 
 A runner lives as long as it holds the lock of its file, a job as long as its process holds `process.lock`; the system
-frees both however they end. All functions that write are called under the job file's lock.
+frees both however they end. Whoever starts, takes up or ends a job holds the job file's lock meanwhile; an order to
+stop, and the claim of a job whose process is gone, need only the job's own.
 """
 
 import fcntl
@@ -26,7 +27,8 @@ class Record:
     token: names this start.
     devices: of this machine, by number; gpus: how many, wherever it runs.
     launch: what the executor knows it by.
-    seen, step: `updated` and `step` of the run's status.json before the start.
+    seen: `updated` of the run's status.json before the start.
+    step: the furthest that the run's status.json had reached at any of its starts.
     """
 
     command: str

@@ -6,6 +6,7 @@ one takes them up. Several runners share a file by its lock.
 
 import logging
 import os
+import signal
 import subprocess
 import time
 from dataclasses import replace
@@ -15,7 +16,7 @@ from pathlib import Path
 from utils.job_command import Job
 from utils.job_executors import Executor
 from utils.job_file import JobError, JobLine, Mark
-from utils.job_process import JOB_LOG
+from utils.job_process import JOB_LOG, kill_remains
 from utils.job_records import Record, Records, this_host
 from utils.job_sheet import Sheet
 from utils.job_verdict import Verdict, judge, last_line, status_of
@@ -37,17 +38,21 @@ class Runner:
         self.ended: list[Job] = []
         self.signals = StopCount()
         self._orders: dict[str, str] = {}
+        self._alone: set[str] = set()
         self._said: set[str] = set()
         self._kill_at = self._looked_at = 0.0
+        self._looked_at_ended = -1
+        self.has_begun = False
 
     def run(self) -> int:
         """Work until nothing is left to do; returns the exit status.
 
         Raises:
-            JobError: the file cannot be read or written.
+            JobError: the file cannot be read or written; `has_begun` where jobs may have been started before.
         """
         with self.file.lock():
             self.records.register()
+        self.has_begun = True
         try:
             with self.signals.listening():
                 return self._work()
@@ -75,9 +80,10 @@ class Runner:
     def _take(self) -> bool:
         """Start what can start, take up what lost its runner; whether anything may still happen."""
         now = time.monotonic()
-        if self.held and not self._has_room() and now - self._looked_at < LOOK_SECONDS:
+        if len(self.ended) == self._looked_at_ended and now - self._looked_at < LOOK_SECONDS:
             return True
-        self._looked_at = now
+        self._looked_at, self._looked_at_ended = now, len(self.ended)
+        self.sheet.look_again()
         with self.file.lock():
             for line in self.file.read():
                 if line.mark == "-" and line.key not in self.held:
@@ -85,7 +91,8 @@ class Runner:
             for line in self.file.read():
                 if line.mark == " " and not self._start_waiting(line):
                     break
-            return self._is_waiting(self.file.read())
+            could_not_start = len(self.ended) > self._looked_at_ended
+            return could_not_start or self._is_waiting(self.file.read())
 
     def _has_room(self) -> bool:
         return self.options.parallel is None or len(self.held) < self.options.parallel
@@ -152,32 +159,27 @@ class Runner:
                 executor=self.executor.name,
                 started=time.time(),
                 seen=float(status.get("updated", 0.0)),
-                step=int(status.get("step", 0)),
+                step=max((before or fresh).step, int(status.get("step", 0))),
             ),
         )
         if not self._mark(job.line, " ", "-"):
             return self.records.forget(job.key)  # an editor was quicker
-        record = replace(record, launch=self._launch(job, record))
+        try:
+            record = replace(record, launch=self.executor.start(self.records.job_folder(job.key), record))
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # submitit's are RuntimeErrors
+            return self._end(job, record, Verdict("failed", f"could not be started: {error}"))
         self.records.write(job.key, record)
         self.held[job.key] = job, record
         where = f" on device {', '.join(devices)}" if devices else ""
         log.info("[-] %s%s, log in %s", job.name, where, job.folder / JOB_LOG)
         return None
 
-    def _launch(self, job: Job, record: Record) -> str:
-        try:
-            return self.executor.start(self.records.job_folder(job.key), record)
-        except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # submitit's are RuntimeErrors
-            self._mark(job.line, "-", " ")
-            self.records.forget(job.key)
-            raise JobError(f"{job.name}: could not be started: {error}") from error
-
     def _environment(self, job: Job, devices: tuple[str, ...]) -> dict[str, str]:
-        """What a job has in its environment besides the runner's."""
-        group = {} if "WANDB_RUN_GROUP" in os.environ else {"WANDB_RUN_GROUP": self.file.stem}
+        """What a job has in its environment besides the runner's, of which a Ray worker has nothing."""
+        variables = {"WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP", self.file.stem)}
         if self.options.on_cpu or self.options.gpus is not None:
-            group["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-        return group | job.environment
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+        return variables | job.environment
 
     # Taking up
 
@@ -186,6 +188,8 @@ class Runner:
         record = self.records.read(line.key)
         at = f"line {line.number}: {record.name if record else line.command}"
         if record is None or not record.owner:
+            if not self.sheet.may_be_chosen(line):
+                return
             if self.options.take_running:
                 self._mark(line, "-", " ")
             else:
@@ -218,16 +222,18 @@ class Runner:
                     ended = self.records.exit_status(key, record.token)
                     self.records.write(key, replace(record, token="" if ended is None else record.token))
             del self.held[key]
-            self._end(job, record, judge(status_of(job), record, ended))
+            self.executor.forget(record)
+            with self.file.lock():
+                self._end(job, record, judge(status_of(job), record, ended))
 
     def _end(self, job: Job, record: Record, verdict: Verdict) -> None:
+        """Write and say how a job ended; the caller has the file's lock."""
         mark, record = self._next(record, verdict)
-        with self.file.lock():
-            is_written = self._mark(job.line, "-", mark)
-            if is_written and mark == " ":
-                self.records.write(job.key, replace(record, owner="", token="", devices=()))
-            else:
-                self.records.forget(job.key)
+        is_written = self._mark(job.line, "-", mark)
+        if is_written and mark == " ":
+            self.records.write(job.key, replace(record, owner="", token="", devices=()))
+        else:
+            self.records.forget(job.key)
         if not is_written:
             log.warning("[%s] %s: its line is gone or was changed, so its mark is not written", mark, job.name)
         self.ended.append(job)
@@ -236,7 +242,7 @@ class Runner:
         else:
             path, last = job.folder / JOB_LOG, last_line(job.folder / JOB_LOG)
             more = "" if verdict.reason in last else f"{verdict.reason}; "
-            log.warning("[%s] %s %s: %s%s ends with: %s", mark, job.name, verdict.word, more, path, last)
+            log.warning("[%s] %s %s: %s%s ends with: %s", mark, job.name, verdict.word, more, path, last or "nothing")
 
     def _next(self, record: Record, verdict: Verdict) -> tuple[Mark, Record]:
         """The mark of a job that ended, and its record for another start."""
@@ -246,7 +252,7 @@ class Runner:
             return " ", record
         if verdict.outcome == "interrupted":
             number = 1 if verdict.step > record.step else record.interruptions + 1
-            return (" " if number <= MAX_INTERRUPTIONS else "!"), replace(record, interruptions=number)
+            return (" " if number < MAX_INTERRUPTIONS else "!"), replace(record, interruptions=number)
         failures = record.failures + 1
         again = verdict.outcome == "failed" and failures <= self.options.retries
         return (" " if again else "!"), replace(record, failures=failures)
@@ -268,12 +274,24 @@ class Runner:
                 with self.records.claimed(key) as has_not_begun:
                     if has_not_begun:
                         self.executor.cancel(self.records.job_folder(key), record)
+            if (order == "KILL" or key not in self._alone) and self._is_alone(key, record):
+                self._alone.add(key)
+                kill_remains(record.token, signal.Signals[f"SIG{order}"])
+
+    def _is_alone(self, key: str, record: Record) -> bool:
+        """Whether a job of this machine has lost the process above it, which would obey."""
+        is_here = record.executor == "local" and record.host == this_host()
+        is_alone = is_here and not self.executor.may_run(self.records.job_folder(key), record)
+        return is_alone and self.records.exit_status(key, record.token) is None
 
     def _is_waiting(self, lines: list[JobLine]) -> bool:
         """Whether a job of this runner may still become ready: those of other runners may fail or open a barrier."""
-        records = [self.records.read(line.key) for line in lines if line.mark == "-" and line.key not in self.held]
+        chosen = [line for line in lines if self.sheet.may_be_chosen(line)]
+        is_left = any(line.mark == " " for line in chosen)
+        others = [line for line in (lines if is_left else chosen) if line.mark == "-" and line.key not in self.held]
+        records = [self.records.read(line.key) for line in others]
         others_run = any(record is not None and self.records.is_alive(record.owner) for record in records)
-        return others_run or any(line.mark == " " and self._lives(line) for line in lines)
+        return others_run or any(line.mark == " " and self._lives(line) for line in chosen)
 
     def _outcome(self) -> int:
         """Say what is left; 0 where all is done."""

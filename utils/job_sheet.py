@@ -50,6 +50,10 @@ class Sheet:
     def __init__(self, file: JobFile, options: Options):
         self.file, self.options, self._jobs = file, options, Understood(file.stem)
 
+    def look_again(self) -> None:
+        """What could not be understood may have been mended."""
+        self._jobs.forget_faults()
+
     def known(self, line: JobLine) -> Job | None:
         """The job of a line; None where it cannot be understood."""
         try:
@@ -99,6 +103,15 @@ class Sheet:
             return str(error)
         return ""
 
+    def starting_over(self) -> list[str]:
+        """What is said of chosen jobs that wait and that an interruption would set back."""
+        return [
+            f"line {job.line.number}: {job.name} has resume={job.resume}, so it begins there again after every "
+            "interruption; resume=auto (the default) goes on"
+            for job in self.chosen()
+            if job.line.mark == " " and job.resume != "auto"
+        ]
+
     def is_open(self, line: JobLine) -> bool:
         """Whether everything above the barriers above a line is done."""
         return not line.section or not self._before(line)
@@ -109,9 +122,10 @@ class Sheet:
     def left(self) -> list[str]:
         """What is said of chosen jobs that are not done, when nothing more can start."""
         lines = [line for line in self.file.read() if line.mark != "x"]
-        return [self._why_left(line) for line in lines if self._may_be_chosen(line)]
+        return [self._why_left(line) for line in lines if self.may_be_chosen(line)]
 
-    def _may_be_chosen(self, line: JobLine) -> bool:
+    def may_be_chosen(self, line: JobLine) -> bool:
+        """Whether a job is this runner's to run; with `--only`, one that cannot be understood is not."""
         job = self.known(line)
         return self.options.only is None if job is None else job.matches(self.options.only)
 

@@ -40,7 +40,7 @@ class StopRequest:
 
 
 class StopCount:
-    """How often SIGINT or SIGTERM has come; one that follows at once is the same, sent twice."""
+    """How often SIGINT or SIGTERM has come; one that follows at once on a counted one is the same, sent twice."""
 
     def __init__(self) -> None:
         self.count, self._last = 0, 0.0
@@ -49,7 +49,7 @@ class StopCount:
         now = time.monotonic()
         if not self.count or now - self._last > SECOND_SIGINT_AFTER_S:
             self.count += 1
-        self._last = now
+            self._last = now
 
     @contextmanager
     def listening(self) -> Iterator[None]:

@@ -1,15 +1,21 @@
 """The process above a job: at most one start of a job runs, and how it ended can be read by whoever comes later."""
 
 import json
+import os
+import signal
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from utils.job_process import EXIT_FILE, command_line, read_json
 from utils.job_records import Record, Records
+from utils.signals import StopCount
 
 
 def begun(tmp_path: Path, *arguments: str) -> tuple[Records, Record]:
@@ -22,6 +28,19 @@ def begun(tmp_path: Path, *arguments: str) -> tuple[Records, Record]:
 
 def process(tmp_path: Path, token: str) -> subprocess.Popen[Any]:
     return subprocess.Popen(command_line(tmp_path / "records/job", token))
+
+
+def is_free(records: Records) -> bool:
+    with records.claimed("job") as no_process_lives:
+        return no_process_lives
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("waited in vain")
 
 
 @pytest.mark.parametrize(("command", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", -9)])
@@ -61,18 +80,12 @@ def test_a_killed_process_leaves_its_command_the_lock(tmp_path: Path) -> None:
         tmp_path, "bash", "-c", "touch begun; until test -e release; do sleep 0.05; done; touch end"
     )
     first = process(tmp_path, record.token)
-    while not (tmp_path / "begun").exists():
-        time.sleep(0.01)
+    wait_for((tmp_path / "begun").exists)
     first.kill()
     first.wait(60)
-    with records.claimed("job") as is_free:
-        assert not is_free
+    assert not is_free(records)
     (tmp_path / "release").touch()
-    for _ in range(1000):
-        with records.claimed("job") as is_free:
-            if is_free:
-                break
-        time.sleep(0.01)
+    wait_for(lambda: is_free(records))
     assert (tmp_path / "end").exists()
     assert records.exit_status("job", record.token) is None
 
@@ -83,6 +96,32 @@ def test_a_job_that_is_stopped_before_it_begins_does_not_begin(tmp_path: Path) -
     process(tmp_path, record.token).wait(60)
     assert not (tmp_path / "ran").exists()
     assert records.exit_status("job", record.token) == (75, "stopped before it began")
+
+
+def test_signals_before_a_time_limit_end_neither_the_process_nor_its_command(tmp_path: Path) -> None:
+    """Slurm sends them to all processes of a step; the job is asked to save by its `stop` file."""
+    script = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\nopen('begun', 'w')\n"
+    records, record = begun(tmp_path, sys.executable, "-c", f"{script}while True: time.sleep(0.05)")
+    first = process(tmp_path, record.token)
+    wait_for((tmp_path / "begun").exists)
+    (command,) = psutil.Process(first.pid).children()
+    for pid in (first.pid, command.pid):
+        os.kill(pid, signal.SIGUSR1)
+        os.kill(pid, signal.SIGUSR2)
+    records.ask_to_stop("job", "TERM")
+    assert first.wait(60) == 0
+    assert records.exit_status("job", record.token) == (75, "")
+
+
+def test_of_signals_in_quick_succession_one_a_second_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher's copy does not count; someone who presses Ctrl-C again and again does."""
+    count = StopCount()
+    with count.listening():
+        for now, number in ((100.0, 1), (100.4, 1), (100.8, 1), (101.2, 2), (101.6, 2)):
+            monkeypatch.setattr("utils.signals.time.monotonic", lambda now=now: now)
+            signal.raise_signal(signal.SIGINT)
+            monkeypatch.undo()
+            assert count.count == number
 
 
 def test_files_are_replaced_whole(tmp_path: Path) -> None:
