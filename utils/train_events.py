@@ -88,7 +88,7 @@ def evaluate_and_save(trainer: Trainer) -> dict[str, float]:
     is_best = is_best_so_far(trainer, metrics)
     if config.checkpoint_every_eval or is_last or is_best or saves_by_the_clock(trainer):
         trainer.save_checkpoint()
-    if logger.folder is not None:
+    if logger.folder is not None and not is_last:  # a run that ends writes its report then
         write_own_report(logger.folder)
     trainer.window.began = time.perf_counter()
     return metrics

@@ -28,8 +28,8 @@ from utils.checkpoint import CheckpointError
 from utils.checkpoint_writer import SaveError
 from utils.distributed import SAID_BY_FIRST_RANK, Ranks
 from utils.guards import NonFiniteError, TrainingError
-from utils.report import REPORT_FILE, write_own_report
-from utils.run_folder import last_values, run_folder, unlock_folder
+from utils.report import write_own_report
+from utils.run_folder import METRICS_FILE, last_values, run_folder, unlock_folder
 from utils.run_status import EXIT_STATUS, USER_ERROR, RunStatus
 from utils.signals import StopRequest
 from utils.train_events import Preempted, evaluate_and_save, log_window, save_and_stop, saves_by_the_clock
@@ -102,8 +102,9 @@ def status_of(trainer: Trainer) -> Iterator[RunStatus]:
         status.write_failure(trainer.step, f"{type(error).__name__}: {error}", is_consequence=is_consequence)
         raise
     finally:
-        if trainer.ranks.is_first and (trainer.folder / REPORT_FILE).exists():
-            write_own_report(trainer.folder)  # once more: now it says how the run ended
+        log_file = trainer.folder / METRICS_FILE
+        if trainer.ranks.is_first and log_file.exists() and log_file.stat().st_size:
+            write_own_report(trainer.folder)  # it says how the run ended
         trainer.logger.close()
         unlock_folder(trainer.folder)
 

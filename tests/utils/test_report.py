@@ -4,8 +4,10 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,19 @@ import pytest
 import yaml
 from jinja2 import FileSystemLoader
 
+from config.schema import TrainConfig
 from tests.processes import ROOT
 from tests.synthetic_runs import config_values, metric_rows, write_lines, write_synthetic_run
 from tests.utils.test_pages import Page
+from utils.distributed import Ranks
 from utils.pages import templates
 from utils.puzzle_results import PuzzleResults
 from utils.report import load_runs, main, write_report
 from utils.report_curves import MAX_POINTS, bucket_curve, nice_ticks, seed_groups
 from utils.report_tables import differences_table, runs_table
 from utils.run_reader import load_run
+from utils.signals import StopRequest
+from utils.train_loop import Preempted, fit
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }} & <b>'
 
@@ -410,3 +416,15 @@ def test_templates_that_change_under_a_running_process_have_no_say(
     assert isinstance(templates.loader, FileSystemLoader)
     monkeypatch.setattr(templates.loader, "searchpath", [str(tmp_path)])
     assert "</html>" in page_of(run)
+
+
+def test_a_runs_own_report_says_how_the_run_ended(shrunk_config: Callable[..., TrainConfig], ranks: Ranks) -> None:
+    """Asked to stop after its first step, which has no evaluation; then taken up and brought to its end."""
+    config = shrunk_config("+run_name=run", "epochs=4", "log_interval=1", "log_predictions_every=0")
+    stop, page = StopRequest(), Path("runs/etrm-arc/run/report.html")
+    stop.ask(signal.SIGTERM)
+    with pytest.raises(Preempted):
+        fit(config, ranks, stop)
+    assert row_of(page.read_text(encoding="utf-8"), "runs", "run")[1].startswith("preempted SIGTERM")
+    fit(config, ranks)
+    assert row_of(page.read_text(encoding="utf-8"), "runs", "run")[1] == "done"
