@@ -75,14 +75,16 @@ def _context() -> ForkServerContext:
     """Starts the process that the others are forked from, with this folder's modules before installed ones."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["utils.train_loop", "tests.processes", "torch._dynamo"])  # the last by optimizers
-    path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), path)))
+    kept = {name: os.environ.get(name) for name in ("PYTHONPATH", "OMP_NUM_THREADS")}
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), kept["PYTHONPATH"])))
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, so too late in the processes that are forked
     try:
         forkserver.ensure_running()
     finally:
-        os.environ.pop("PYTHONPATH")
-        if path is not None:
-            os.environ["PYTHONPATH"] = path
+        for name, value in kept.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
     return context
 
 
