@@ -9,6 +9,9 @@ from models.recursive_reasoning.etrm import TRMWithEncoder
 from models.recursive_reasoning.etrmtrm import TRMWithRecurrentEncoder
 from models.recursive_reasoning.trm import TRM
 from models.recursive_reasoning.trm_hybrid import HybridTRMModel
+from models.vector_math import settle_vector_functions
+
+settle_vector_functions()  # at import: whatever builds a model or a layer has passed here
 
 # Each is built from the `arch` config and the data set's metadata.
 MODELS: dict[str, Callable[[Any, Any], RecursiveReasoner]] = {

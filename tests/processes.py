@@ -17,6 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +53,7 @@ def _enter(script: str, arguments: Sequence[str], folder: Path, log: Path, envir
     os.setpgid(0, 0)
     os.chdir(folder)
     os.environ.update(environment)
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # torch, imported already, has read the variable before
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -75,30 +77,35 @@ def _context() -> ForkServerContext:
     """Starts the process that the others are forked from, with this folder's modules before installed ones."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["utils.train_loop", "tests.processes", "torch._dynamo"])  # the last by optimizers
-    kept = {name: os.environ.get(name) for name in ("PYTHONPATH", "OMP_NUM_THREADS")}
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), kept["PYTHONPATH"])))
-    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, so too late in the processes that are forked
+    kept = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), kept)))
     try:
         forkserver.ensure_running()
     finally:
-        for name, value in kept.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+        os.environ.pop("PYTHONPATH")
+        if kept is not None:
+            os.environ["PYTHONPATH"] = kept
     return context
 
 
 class Launch:
-    """All ranks of one start of a run."""
+    """All ranks of one start of a run, each with `threads` threads."""
 
     def __init__(
-        self, folder: Path, arguments: Sequence[str], *, ranks: int = 1, script: str | Path = ETRM, log: str = "log"
+        self,
+        folder: Path,
+        arguments: Sequence[str],
+        *,
+        ranks: int = 1,
+        threads: int = 1,
+        script: str | Path = ETRM,
+        log: str = "log",
     ):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.logs = [folder / f"{log}.{rank}" for rank in range(ranks)]
         self.marks = [path.stat().st_size if path.exists() else 0 for path in self.logs]
-        common = {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        common = {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
         if ranks > 1:
             common |= {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         context = _context()

@@ -1,12 +1,13 @@
 """Kills and damaged checkpoints: `python -m tests.torture [--kills 200] [--damages 100]`, `make torture`.
 
-Kills: runs of the real entry script on 1 and on 2 ranks are killed (SIGKILL) at random moments until they have come to
-their end. Every restart must come up by itself, at the newest checkpoint that was there; the end must be, bit for bit
-and line for line, that of an undisturbed run. Damages: the newest checkpoint gets a flipped bit, is truncated, emptied,
-or loses a file, at a random place; it must be noticed and the one before it taken.
+Kills: runs of the real entry script on 1 and on 2 ranks, with 1 and with 2 threads, are killed (SIGKILL) at random
+moments until they have come to their end. Every restart must come up by itself, at the newest checkpoint that was
+there; the end must be, bit for bit and line for line, that of an undisturbed run. Damages: the newest checkpoint gets a
+flipped bit, is truncated, emptied, or loses a file, at a random place; it must be noticed and the one before it taken.
 """
 
 import argparse
+import logging
 import random
 import re
 import shutil
@@ -47,9 +48,9 @@ class Counts:
     faults: list[str] = field(default_factory=list)
 
 
-def undisturbed(folder: Path, data: Path, ranks: int) -> Path:
+def undisturbed(folder: Path, data: Path, ranks: int = 1, threads: int = 1) -> Path:
     """The folder of a run that nobody kills."""
-    launch = Launch(folder, (*SMALL, *COURSE, f"data_paths=[{data}]"), ranks=ranks)
+    launch = Launch(folder, (*SMALL, *COURSE, f"data_paths=[{data}]"), ranks=ranks, threads=threads)
     statuses = launch.wait(300)
     if statuses != [0] * ranks:
         raise RuntimeError(f"the undisturbed run ended with {statuses}: {launch.output()[-2000:]}")
@@ -91,19 +92,20 @@ def life(launch: Launch, delay: float, before: int, counts: Counts, name: str) -
     return False
 
 
-def torture_kills(folder: Path, data: Path, *, kills: int, ranks: int, seed: int) -> Counts:
+def torture_kills(folder: Path, data: Path, *, kills: int, ranks: int, seed: int, threads: int = 1) -> Counts:
     """Runs that are killed again and again, until `kills` kills are reached and the last run has ended."""
     counts, rng = Counts(), random.Random(seed)
-    undisturbed(folder / f"warm-up-{ranks}", data, ranks)
+    group = f"{ranks}-{threads}"
+    undisturbed(folder / f"warm-up-{group}", data, ranks, threads)
     began = time.monotonic()
-    expected = undisturbed(folder / f"undisturbed-{ranks}", data, ranks)
+    expected = undisturbed(folder / f"undisturbed-{group}", data, ranks, threads)
     longest = LONGEST_LIFE * (time.monotonic() - began)
     while counts.kills < kills:
-        place = folder / f"killed-{ranks}-{counts.runs}"
+        place = folder / f"killed-{group}-{counts.runs}"
         for number in range(LIVES_AT_MOST):
             name = f"{place.name}, start {number + 1}"
             before = newest_step(place / RUN)
-            launch = Launch(place, (*SMALL, *COURSE, f"data_paths=[{data}]"), ranks=ranks)
+            launch = Launch(place, (*SMALL, *COURSE, f"data_paths=[{data}]"), ranks=ranks, threads=threads)
             delay = rng.uniform(0, longest) if counts.kills < kills else 300.0
             began = time.monotonic()
             if life(launch, delay, before, counts, name):
@@ -137,7 +139,7 @@ def damage(checkpoint: Path, kind: str, rng: random.Random) -> str:
 def torture_damages(folder: Path, data: Path, *, damages: int, seed: int, resumes: int) -> Counts:
     """Damaged copies of a run's checkpoints; `resumes` of them are resumed to their end."""
     counts, rng = Counts(), random.Random(seed)
-    expected = undisturbed(folder / "whole", data, 1)
+    expected = undisturbed(folder / "whole", data)
     paths = [path for _, path in saved_checkpoints(expected / "checkpoints")]
     for number in range(damages):
         place = folder / "damaged"
@@ -156,7 +158,7 @@ def torture_damages(folder: Path, data: Path, *, damages: int, seed: int, resume
         else:
             counts.faults.append(f"{what}: {taken.name} taken instead of {paths[-2].name}")
         if number < resumes:
-            undisturbed(place, data, 1)
+            undisturbed(place, data)
             compare(place / RUN, expected, counts, what)
         shutil.rmtree(place)
     return counts
@@ -165,22 +167,23 @@ def torture_damages(folder: Path, data: Path, *, damages: int, seed: int, resume
 def main() -> None:
     """Run both and print the counts; status 1 where anything went wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
-    parser.add_argument("--kills", type=int, default=200, help="a quarter of them on 2 ranks")
+    parser.add_argument("--kills", type=int, default=200, help="a quarter of them on 2 ranks, a quarter with 2 threads")
     parser.add_argument("--damages", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    logging.disable(logging.WARNING)  # each damage that is noticed is one, and is counted
     faults = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         data = folder / "data"
         build_dataset(data, ["training", "evaluation"], test_set_name="evaluation", num_aug=2, seed=0, max_side=6)
-        on_two = arguments.kills // 4
-        for ranks, kills in ((1, arguments.kills - on_two), (2, on_two)):
+        quarter = arguments.kills // 4
+        for ranks, threads, kills in ((1, 1, arguments.kills - 2 * quarter), (1, 2, quarter), (2, 1, quarter)):
             began = time.monotonic()
-            found = torture_kills(folder, data, kills=kills, ranks=ranks, seed=arguments.seed)
+            found = torture_kills(folder, data, kills=kills, ranks=ranks, threads=threads, seed=arguments.seed)
             sys.stdout.write(
-                f"{ranks} rank(s): {found.kills} kills in {found.runs} runs of {STEPS} steps, {found.resumed} resumed "
-                f"starts, {len(found.faults)} faults, {time.monotonic() - began:.0f} s\n"
+                f"{ranks} rank(s) of {threads} thread(s): {found.kills} kills in {found.runs} runs of {STEPS} steps, "
+                f"{found.resumed} resumed starts, {len(found.faults)} faults, {time.monotonic() - began:.0f} s\n"
             )
             sys.stdout.flush()
             faults += found.faults
