@@ -10,7 +10,6 @@ from collections.abc import Iterator
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 from models.packing import Runs, length_runs
 
@@ -51,6 +50,8 @@ def attend(
     if runs is not None:
         return attend_runs(q, k, v, runs.plan, runs.key_is_real)[0]
     if uses_varlen_kernel(q.device, q.dtype):
+        from torch.nn.attention.varlen import varlen_attn  # brings the compiler along, more than a second at each start
+
         out = varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k)
         assert isinstance(out, Tensor)
         return torch.where((cu_k.diff() > 0).repeat_interleave(cu_q.diff(), output_size=len(q))[:, None, None], out, 0)

@@ -53,6 +53,7 @@ def _enter(script: str, arguments: Sequence[str], folder: Path, log: Path, envir
     os.setpgid(0, 0)
     os.chdir(folder)
     os.environ.update(environment)
+    multiprocessing.set_start_method("fork", force=True)  # what a plain process has, for those that read data
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # torch, imported already, has read the variable before
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)

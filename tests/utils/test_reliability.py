@@ -90,7 +90,7 @@ def weights(run: Path) -> dict[str, str]:
 
 def test_kills_and_damages_lose_nothing(data: Path, tmp_path: Path) -> None:
     """The short version of `make torture`."""
-    kills = torture_kills(tmp_path, data, kills=4, ranks=1, threads=2, seed=1)
+    kills = torture_kills(tmp_path, data, kills=4, ranks=1, seed=1)
     assert not kills.faults
     assert kills.kills >= 4
     damages = torture_damages(tmp_path, data, damages=12, seed=1, resumes=1)
