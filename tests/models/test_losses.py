@@ -73,7 +73,7 @@ def test_loss_is_the_sum_over_samples_of_mean_token_loss_and_halting_loss(
         model.inner.q_head.bias.fill_(0.3)
     _, loss, sums, outputs = create_loss_head(config.arch, model)(model.initial_carry(batch), batch)
     expected = sum(
-        per_sample_loss(outputs["logits"][i].detach(), batch["labels"][i], float(outputs["q_halt_logits"][i]))
+        per_sample_loss(outputs["logits"][i].detach(), batch["labels"][i], float(outputs["q_halt_logits"][i].detach()))
         for i in range(len(batch["labels"]))
     )
     assert math.isclose(float(loss), expected, rel_tol=1e-5)

@@ -1,10 +1,6 @@
 """TRM and ETRM-FCT in the training loop: sign-SGD on touched rows, what was seen, steps for each batch."""
 
-import contextlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +9,7 @@ import torch
 from torch import Tensor
 
 from config.schema import ConfigError, TrainConfig, load_config
+from tests.processes import Launch
 from utils.checkpoint import open_checkpoint
 from utils.train_loop import Trainer
 
@@ -109,20 +106,10 @@ def test_two_ranks_train_the_embeddings_as_one_does(
     )
     tables = []
     for world_size in (1, 2):
-        launch = ("-m", "torch.distributed.run", "--nproc-per-node", str(world_size))
-        overrides = (*as_overrides(config, TRM_CONFIG), f"+run_name=ranks-{world_size}")
-        done = subprocess.run(
-            [sys.executable, *launch, str(ROOT / "pretrain_trm.py"), "--config-name", TRM_CONFIG, *overrides],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        with contextlib.chdir(tmp_path):
-            state = open_checkpoint(f"runs/etrm-arc/ranks-{world_size}").model_state()
+        arguments = ("--config-name", TRM_CONFIG, *as_overrides(config, TRM_CONFIG), f"+run_name=ranks-{world_size}")
+        launch = Launch(tmp_path, arguments, ranks=world_size, script="pretrain_trm.py", log=f"log-{world_size}")
+        assert launch.wait(300) == [0] * world_size, launch.output()[-2000:]
+        state = open_checkpoint(tmp_path / f"runs/etrm-arc/ranks-{world_size}").model_state()
         tables.append(state["inner.puzzle_emb.weights"])
     one, two = tables
     touched = one.any(1)
