@@ -33,4 +33,4 @@ def settle_vector_functions() -> None:
     """
     for function in FUNCTIONS:
         for dtype in (torch.float32, torch.float64):
-            function(torch.full((1,), 0.5, dtype=dtype))
+            function(torch.full((1,), 0.5, dtype=dtype, device="cpu"))
