@@ -76,8 +76,8 @@ def test_loss_is_the_sum_over_samples_of_mean_token_loss_and_halting_loss(
         per_sample_loss(outputs["logits"][i].detach(), batch["labels"][i], float(outputs["q_halt_logits"][i].detach()))
         for i in range(len(batch["labels"]))
     )
-    assert math.isclose(float(loss), expected, rel_tol=1e-5)
-    assert math.isclose(float(sums["loss"]), float(loss), rel_tol=1e-6)
+    assert math.isclose(float(loss.detach()), expected, rel_tol=1e-5)
+    assert math.isclose(float(sums["loss"]), float(loss.detach()), rel_tol=1e-6)
 
 
 def test_measures_over_halted_samples_count_only_those(shrunk_config: Load, store: PuzzleStore, batch: Batch) -> None:
