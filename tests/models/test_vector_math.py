@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Each child is as a process that has just started, in a hundredth of the time. Without settling, about 1 in 50 builds a
+# Each child is as a process that has just started, in a hundredth of the time. Without settling, 1 in 25 to 80 builds a
 # wrong first table on two cores.
 FRESH_PROCESSES = """
 import os
