@@ -44,6 +44,7 @@ check: $(VENV)/.installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m basedpyright
+	$(VENV)/bin/lint-imports --no-cache --no-logo
 	$(PY) -m pytest -n auto --dist loadfile
 
 torture: $(VENV)/.installed

@@ -4,7 +4,7 @@
 id, the others: the demonstrations). A model that reads them does far worse then.
 """
 
-from utils.restore import main
+from inference.evaluate_cli import main
 
 if __name__ == "__main__":
     main()

@@ -4,7 +4,8 @@
         arch.recurrent_encoder_type=recurrent_standard key=value ... +project_name=... +run_name=...
 """
 
-from utils.train_loop import main
+from reports.observers import RUN_OBSERVERS
+from training.loop import main
 
 if __name__ == "__main__":
-    main("cfg_pretrain_etrmtrm_arc_agi_1")
+    main("cfg_pretrain_etrmtrm_arc_agi_1", RUN_OBSERVERS)

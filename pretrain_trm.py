@@ -4,7 +4,8 @@ python pretrain_trm.py --config-name cfg_pretrain_trm_arc_agi_1 key=value ... +p
 torchrun --nproc-per-node 8 pretrain_trm.py ...
 """
 
-from utils.train_loop import main
+from reports.observers import RUN_OBSERVERS
+from training.loop import main
 
 if __name__ == "__main__":
-    main("cfg_pretrain_trm_arc_agi_1")
+    main("cfg_pretrain_trm_arc_agi_1", RUN_OBSERVERS)

@@ -4,7 +4,8 @@ python pretrain_trm_hybrid.py num_train_problems=10 num_val_problems=5 key=value
 torchrun --nproc-per-node 8 pretrain_trm_hybrid.py ...
 """
 
-from utils.train_loop import main
+from reports.observers import RUN_OBSERVERS
+from training.loop import main
 
 if __name__ == "__main__":
-    main("cfg_pretrain_trm_hybrid")
+    main("cfg_pretrain_trm_hybrid", RUN_OBSERVERS)

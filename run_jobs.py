@@ -12,15 +12,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.job_executors import Executor, LocalExecutor, RayExecutor, SlurmExecutor
-from utils.job_file import JobError, JobFile
-from utils.job_runner import Runner
-from utils.job_sheet import Options, Sheet
-from utils.job_table import commands, job_table
+from jobs.executors import Executor, LocalExecutor, RayExecutor, SlurmExecutor
+from jobs.file import JobError, JobFile
+from jobs.runner import Runner
+from jobs.sheet import Options, Sheet
+from jobs.table import commands, job_table
+from utils.run_folder import METRICS_FILE, REPORT_FILE
 
 log = logging.getLogger("run_jobs")
 FAILED, USER_FAULT = 1, 2
-METRICS_FILE, REPORT_FILE = "metrics.jsonl", "report.html"
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -138,7 +138,7 @@ def write_reports(runner: Runner) -> None:
 
 def write_project_report(folders: Sequence[Path], output: Path) -> None:
     """The page of a project's runs; what keeps it from being written is said, for the runs are done all the same."""
-    from utils.report import write_report  # with torch
+    from reports.report import write_report  # with torch
 
     try:
         write_report(folders, output)

@@ -7,10 +7,11 @@ missing. Grids are drawn in the terminal; `solutions/submission.json` and `solut
     Solver.load("runs/etrm/first").predict(task)
 """
 
-from utils.solve_cli import main
-from utils.solver import Solution, Solver
+from inference.solve_cli import main
+from inference.solver import Solution, Solver
+from reports.pages import predictions_page
 
 __all__ = ["Solution", "Solver", "main"]
 
 if __name__ == "__main__":
-    main()
+    main(predictions_page)

@@ -19,14 +19,14 @@ from config.schema import ConfigError, HybridArch, TrainConfig, load_config
 from dataset.fewshot_puzzle_dataset import Batch
 from dataset.store import load_stores
 from dataset.text_tasks import TextTrainDataset
+from inference.latent_cache import TextSystem
+from inference.task_latents import attach_latents, task_texts
+from learning.optim import AdamATan2
 from models.losses import create_loss_head
 from models.recursive_reasoning.trm_hybrid import HybridTRMModel
 from models.text_reasoning import TaskText, TextReasoningModule, pad_tokens
+from training.loop import create_train_data
 from utils.distributed import Ranks
-from utils.latent_cache import TextSystem
-from utils.optim import AdamATan2
-from utils.task_latents import attach_latents, task_texts
-from utils.train_loop import create_train_data
 
 
 class TaskTokens:

@@ -36,9 +36,11 @@ from config.arch_schema import (
     TrmArch,
 )
 from config.shorthands import explained, set_twice, without_shorthands
+from utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
 CONFIG_DIR = Path(__file__).parent
+RUNS = Path("runs")
 MAX_OVERRIDE_CHARS = 4000  # a path has at most 4096
 
 
@@ -47,10 +49,6 @@ REFERENCE = re.compile(r"\$\{[\w.\[\]]+\}")
 
 # Overridden for a series of runs that differ in arch.halting: said, not refused.
 SHARED_BY_HALTINGS = ("arch.halt_max_steps", "arch.halt_exploration_prob")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the key and what would be right."""
 
 
 class EvaluatorConfig(Section):
@@ -367,6 +365,16 @@ def with_dtype(config: TrainConfig, dtype: str) -> TrainConfig:
     if config.arch.forward_dtype != "auto":
         return config
     return config.model_copy(update={"arch": config.arch.model_copy(update={"forward_dtype": dtype})})
+
+
+def run_folder(config: TrainConfig) -> Path:
+    """`runs/<project_name>/<run_name>`."""
+    arch = config.arch
+    system = arch.name.split("@")[0].rsplit(".", 1)[-1] + (
+        f"-fct{arch.num_act_steps}" if arch.halting == "fixed" else ""
+    )
+    default = f"{system}-{arch.encoder_name}-seed{config.seed}"
+    return RUNS / config.project_name / (config.run_name or default)
 
 
 def dump_config(config: TrainConfig) -> dict[str, Any]:

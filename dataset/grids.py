@@ -17,6 +17,20 @@ CANVAS_SIDE = 30
 SEQ_LEN = CANVAS_SIDE * CANVAS_SIDE
 IGNORE_LABEL_ID = -100
 
+# The colours 0-9 as ARC's own page shows them.
+PALETTE = (
+    "#000000",
+    "#0074d9",
+    "#ff4136",
+    "#2ecc40",
+    "#ffdc00",
+    "#aaaaaa",
+    "#f012be",
+    "#ff851b",
+    "#7fdbff",
+    "#870c25",
+)
+
 Grid = UInt8[np.ndarray, "rows cols"]
 
 

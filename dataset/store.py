@@ -7,7 +7,6 @@
 A data set is written to a temporary folder and renamed, so a folder of that name is always complete.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from dataset.augment import augmented_name
 from dataset.grids import SEQ_LEN, VOCAB_SIZE, Grid
+from utils.files import sha256_of
 
 FORMAT_VERSION = 1
 METADATA_FILE = "metadata.json"
@@ -113,11 +113,6 @@ class PuzzleStore:
 ARRAY_FIELDS = tuple(f.name for f in fields(PuzzleStore) if f.name not in ("metadata", "manifest"))
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def describe(
     arrays: dict[str, np.ndarray],
     manifest: SplitManifest,
@@ -166,7 +161,7 @@ def save_store(
     try:
         save_file({name: np.ascontiguousarray(arrays[name]) for name in ARRAY_FIELDS}, temporary / DATA_FILE)
         (temporary / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1))
-        hashes = {name: _sha256(temporary / name) for name in (DATA_FILE, MANIFEST_FILE)}
+        hashes = {name: sha256_of(temporary / name) for name in (DATA_FILE, MANIFEST_FILE)}
         metadata = describe(arrays, manifest, build, hashes, vocab_size=vocab_size, seq_len=seq_len)
         (temporary / METADATA_FILE).write_text(metadata.model_dump_json(indent=1))
         replaced = folder.parent / f".{folder.name}.old-{os.getpid()}"
@@ -209,7 +204,7 @@ def load_store(folder: str | Path) -> PuzzleStore:
             raise DatasetError(f"{folder}: stale data set, format {version} instead of {FORMAT_VERSION}; {rebuild}")
         metadata = DatasetMetadata.model_validate_json(path.read_text())
         for name, expected in metadata.sha256.items():
-            if _sha256(folder / name) != expected:
+            if sha256_of(folder / name) != expected:
                 raise DatasetError(f"{folder / name}: does not match its hash in {METADATA_FILE}; {rebuild}")
         arrays = load_file(folder / DATA_FILE)
         manifest = SplitManifest.model_validate_json((folder / MANIFEST_FILE).read_text())

@@ -4,7 +4,6 @@ A task is rendered as rows of digits (through the tokenizer's chat template, whe
 states are pooled into z_init. The model runs in evaluation mode without gradients; nothing ever trains it.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from dataset.grids import Grid
 from models.language_models import ModelSource, TextModelError, first_line, transformers
+from utils.files import sha256_of_text
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 INSTRUCTION = "Each input grid becomes its output grid by one rule. Find the rule and apply it to the test input."
@@ -98,7 +98,7 @@ class TaskTokenizer:
             tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
         )
         parts = [type(tokenizer).__name__, vocabulary, tokenizer.special_tokens_map, self.uses_template]
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        return sha256_of_text(repr(parts))
 
     def __call__(self, name: str, demonstrations: Demonstrations, query: Grid) -> TaskText:
         """The text of a task; `name` is what an error calls it.

@@ -15,8 +15,10 @@ from dataset.build_arc_dataset import build_dataset
 from dataset.fewshot_puzzle_dataset import Batch, FewshotTrainDataset
 from dataset.store import PuzzleStore, load_store
 from tests.tiny_llama import save_tiny_llama
+from training.setup import create_trainer
 from utils.distributed import Ranks
-from utils.train_setup import create_trainer
+
+pytest_plugins = ["tests.run_fixtures"]
 
 SHRUNK = (
     "arch.hidden_size=32",

@@ -77,7 +77,7 @@ def free_port() -> int:
 def _context() -> ForkServerContext:
     """Starts the process that the others are forked from, with this folder's modules before installed ones."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["utils.train_loop", "tests.processes", "torch._dynamo"])  # the last by optimizers
+    context.set_forkserver_preload(["training.loop", "tests.processes", "torch._dynamo"])  # the last by optimizers
     kept = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), kept)))
     try:

@@ -10,8 +10,8 @@ import numpy as np
 import yaml
 
 from dataset.grids import Grid
-from utils.puzzle_results import PuzzleResults
-from utils.traces import QueryTrace, StepPrediction, VotedGrid, write_traces
+from inference.puzzle_results import PuzzleResults
+from inference.traces import QueryTrace, StepPrediction, VotedGrid, write_traces
 
 SECTIONS = {"Training puzzles": 0, "Held-out puzzles": 1}
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from jobs.command import understand
+from jobs.executors import LocalExecutor
+from jobs.file import JobError, JobLine
+from jobs.records import Record
 from run_jobs import argument_parser, main, run
 from tests.job_races import race, start_runner
-from utils.job_command import understand
-from utils.job_executors import LocalExecutor
-from utils.job_file import JobError, JobLine
-from utils.job_process import read_json
-from utils.job_records import Record
+from utils.files import read_json
 from utils.run_status import EXIT_STATUS
 
 # Stands in for a training run: writes a status and ends with an exit status, both as its environment says.
@@ -44,7 +44,7 @@ QUICK_RUN = "python pretrain_quick.py +project_name=p +run_name=a"
 @pytest.fixture
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """`quick("line", ..., options="--retries 1")`: run a job file of these lines in this process."""
-    monkeypatch.setattr("utils.job_executors.LocalExecutor.poll_seconds", 0.02)
+    monkeypatch.setattr("jobs.executors.LocalExecutor.poll_seconds", 0.02)
 
     def run_lines(*lines: str, options: str = "") -> int:
         if lines:

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from inference.terminal import make_console, print_solution, score_lines
+from inference.traces import QueryTrace, StepPrediction, VotedGrid
+from reports.pages import PALETTE
 from solve import Solution, main
 from tests.processes import ROOT, Launch
-from utils.pages import PALETTE
-from utils.terminal import make_console, print_solution, score_lines
-from utils.traces import QueryTrace, StepPrediction, VotedGrid
 
 TASK = {
     "train": [{"input": [[1, 2], [3, 4]], "output": [[2, 1], [4, 3]]}, {"input": [[5]], "output": [[5]]}],

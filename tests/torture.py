@@ -17,9 +17,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from checkpoints.checkpoint import CheckpointError, newest_good, open_checkpoint, saved_checkpoints, verified_checkpoint
 from dataset.build_arc_dataset import build_dataset
 from tests.processes import RUN, SMALL, Launch, hashes, log_lines
-from utils.checkpoint import CheckpointError, newest_good, open_checkpoint, saved_checkpoints, verified_checkpoint
 
 STEPS = 40
 LIVES_AT_MOST = 200

@@ -1,1 +1,1 @@
-"""What drives a run: training loop, evaluation, optimizer, checkpoints, logs, reports."""
+"""What everything stands on: ranks, signals, files, processes, the run folder with its logs and status."""

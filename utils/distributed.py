@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from config.schema import ConfigError
+from utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
 GATHERED_AT_ONCE = 4096

@@ -11,52 +11,40 @@ from typing import Any, TextIO
 
 import yaml
 
-from config.schema import ConfigError, TrainConfig, dump_config
-from utils import checkpoint_folder
-from utils.checkpoint import write_folder_file
-from utils.job_process import JOB_LOG
+from utils.errors import ConfigError
+from utils.files import write_file
 
 log = logging.getLogger(__name__)
-RUNS = Path("runs")
 LOCK_FILE = "run.lock"
 METRICS_FILE = "metrics.jsonl"
+REPORT_FILE = "report.html"
+OUTPUT_LOG = "job.log"  # what started the run may write its output there
 LINES_BY_STEP = (METRICS_FILE, "act_steps.jsonl")
 _locks: dict[Path, TextIO] = {}  # a process has a lock as long as the file is open
 
 
-def run_folder(config: TrainConfig) -> Path:
-    """`runs/<project_name>/<run_name>`."""
-    arch = config.arch
-    system = arch.name.split("@")[0].rsplit(".", 1)[-1] + (
-        f"-fct{arch.num_act_steps}" if arch.halting == "fixed" else ""
-    )
-    default = f"{system}-{arch.encoder_name}-seed{config.seed}"
-    return RUNS / config.project_name / (config.run_name or default)
-
-
-def create_run_folder(config: TrainConfig) -> Path:
+def create_run_folder(folder: Path, config: dict[str, Any]) -> Path:
     """An empty run folder with the run's `config.yaml`; an earlier run of that name is moved aside, never mixed in.
 
-    The log that a job runner writes the run's output to stays where it is.
+    `OUTPUT_LOG` stays where it is.
     """
-    folder = run_folder(config)
     aside = None
-    if folder.exists() and any(path.name not in (JOB_LOG, LOCK_FILE) for path in folder.iterdir()):
+    if folder.exists() and any(path.name not in (OUTPUT_LOG, LOCK_FILE) for path in folder.iterdir()):
         number = 1
         while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
             number += 1
         folder.rename(aside)
         log.warning("%s existed and was moved to %s", folder, aside)
     folder.mkdir(parents=True, exist_ok=True)
-    if aside is not None and (aside / JOB_LOG).exists():
-        (aside / JOB_LOG).rename(folder / JOB_LOG)
+    if aside is not None and (aside / OUTPUT_LOG).exists():
+        (aside / OUTPUT_LOG).rename(folder / OUTPUT_LOG)
     write_config(folder, config)
     return folder
 
 
-def write_config(folder: Path, config: TrainConfig) -> None:
+def write_config(folder: Path, config: dict[str, Any]) -> None:
     """`config.yaml`, in one move."""
-    write_folder_file(folder / "config.yaml", yaml.safe_dump(dump_config(config), sort_keys=False))
+    write_file(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
 
 def lock_folder(folder: Path) -> None:
@@ -113,17 +101,14 @@ def keep_lines(source: Path, last_step: int, target: Path | None = None) -> None
     """
     if source.exists():
         kept = [line + "\n" for line, content in read_lines(source) if content["step"] <= last_step]
-        write_folder_file(target or source, "".join(kept))
+        write_file(target or source, "".join(kept))
 
 
-def continue_run_folder(config: TrainConfig, step: int) -> Path:
-    """The run's own folder, put back to where it was at a step."""
-    folder = run_folder(config)
-    checkpoint_folder.set_aside(folder / "checkpoints", step)
+def continue_run_folder(folder: Path, config: dict[str, Any], step: int) -> None:
+    """Put a run's logs back to where they were at a step."""
     for name in LINES_BY_STEP:
         keep_lines(folder / name, step)
     write_config(folder, config)
-    return folder
 
 
 def copy_logs(source: Path, folder: Path, step: int) -> None:

@@ -5,7 +5,6 @@ tell a preempted run from a failed one: torchrun itself ends with 1 for both.
 """
 
 import argparse
-import json
 import logging
 import os
 import socket
@@ -13,9 +12,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from utils.checkpoint import write_folder_file
+from utils.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 State = Literal["running", "done", "preempted", "failed", "non-finite"]
@@ -55,7 +54,7 @@ class RunStatus:
             "last": {key: metrics[key] for key in SHOWN_METRICS if key in metrics} if metrics else {},
         }
         try:
-            write_folder_file(self.path, json.dumps(status, indent=1) + "\n")
+            write_json(self.path, status)
         except OSError as error:
             log.warning("%s could not be written: %s", self.path, error)
 
@@ -66,13 +65,9 @@ class RunStatus:
         self.write("failed", step, reason=f"rank {self.rank}: {reason}" if self.rank else reason)
 
 
-def read_status(folder: Path) -> dict[str, object]:
+def read_status(folder: Path) -> dict[str, Any]:
     """The status of a run folder; empty where there is none."""
-    try:
-        status = json.loads((folder / STATUS_FILE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return status if isinstance(status, dict) else {}
+    return read_json(folder / STATUS_FILE)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,12 +1,13 @@
 """What an encoder returns, and the one registry of encoders.
 
 An encoder reads `demo_inputs`, `demo_labels` (B, K, 900) and `demo_mask` (B, K) and gives T context tokens. A new
-encoder is one file and one line in `ENCODERS`.
+encoder is one file, whose class says its name with `@encoder("...")`, and one line in `models/encoders/__init__.py`.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -74,6 +75,31 @@ class DemoEncoder(nn.Module, ABC):
     ) -> EncoderOutput: ...
 
 
+# The registries: filled by the decorators below as `models.encoders` imports its modules.
+ENCODERS: dict[str, Callable[[Any], DemoEncoder]] = {}
+RECURRENT_ENCODERS: dict[str, Callable[[Any], Any]] = {}
+EncoderClass = TypeVar("EncoderClass", bound=Callable[[Any], nn.Module])
+
+
+def encoder(name: str) -> Callable[[EncoderClass], EncoderClass]:
+    """Register a class, built from an `arch` config, as `arch.encoder_type`."""
+    return _registering(ENCODERS, name)
+
+
+def recurrent_encoder(name: str) -> Callable[[EncoderClass], EncoderClass]:
+    """Register a class, built from an `arch` config, as `arch.recurrent_encoder_type`."""
+    return _registering(RECURRENT_ENCODERS, name)
+
+
+def _registering(registry: dict[str, Any], name: str) -> Callable[[EncoderClass], EncoderClass]:
+    def register(kind: EncoderClass) -> EncoderClass:
+        assert name not in registry, f"two encoders are named {name}"
+        registry[name] = kind
+        return kind
+
+    return register
+
+
 def create_encoder(config: Any) -> DemoEncoder:
     """The encoder named by `config.encoder_type`.
 
@@ -83,8 +109,6 @@ def create_encoder(config: Any) -> DemoEncoder:
     Raises:
         ValueError: no encoder of that name.
     """
-    from models.encoders import ENCODERS
-
     return _create(ENCODERS, "encoder_type", config)
 
 
@@ -97,8 +121,6 @@ def create_recurrent_encoder(config: Any) -> Any:
     Raises:
         ValueError: no encoder of that name.
     """
-    from models.encoders import RECURRENT_ENCODERS
-
     return _create(RECURRENT_ENCODERS, "recurrent_encoder_type", config)
 
 

@@ -5,12 +5,13 @@ from typing import Any
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from models.encoders.base import EncoderOutput, fixed_length_output
+from models.encoders.base import EncoderOutput, encoder, fixed_length_output
 from models.encoders.lpn import ContextProjection, GaussianLatent, LpnGridEncoder
 from models.encoders.standard import StandardDemoEncoder
 from models.layers import rms_norm
 
 
+@encoder("hybrid_standard")
 class HybridEncoder(StandardDemoEncoder):
     """`hybrid_standard`: `LpnGridEncoder`, then `DemoSetEncoder`."""
 
@@ -18,6 +19,7 @@ class HybridEncoder(StandardDemoEncoder):
         super().__init__(config, LpnGridEncoder(config))
 
 
+@encoder("hybrid_variational")
 class HybridVariationalEncoder(HybridEncoder):
     """`hybrid_variational`: the normed mean of the hybrid's tokens gives one Gaussian latent of hidden size, whose
     sample is projected to the context tokens."""

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dataset.grids import PAD, SEQ_LEN, VOCAB_SIZE
-from models.encoders.base import DemoEncoder, EncoderOutput, fixed_length_output, forward_dtype, packs_by_view
+from models.encoders.base import DemoEncoder, EncoderOutput, encoder, fixed_length_output, forward_dtype, packs_by_view
 from models.layers import Linear, RotaryTable, TokenEmbedding, TransformerBlock, rms_norm, trunc_normal_
 from models.packing import pack
 
@@ -104,6 +104,7 @@ class ContextProjection(nn.Module):
         return self.projection(x.to(self.dtype)).unflatten(-1, (self.tokens, -1))
 
 
+@encoder("lpn_standard")
 class LpnEncoder(DemoEncoder):
     """`lpn_standard`: masked mean of the pairs' CLS vectors, projected to the context tokens."""
 
@@ -122,6 +123,7 @@ class LpnEncoder(DemoEncoder):
         return fixed_length_output(self.context(masked_mean(pairs, demo_mask)))
 
 
+@encoder("lpn_variational")
 class LpnVariationalEncoder(DemoEncoder):
     """`lpn_variational`: each pair gives a Gaussian latent; their samples' mean is projected. KL: mean over pairs."""
 

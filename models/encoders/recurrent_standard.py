@@ -7,12 +7,13 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from models.act import where_halted
-from models.encoders.base import forward_dtype
+from models.encoders.base import forward_dtype, recurrent_encoder
 from models.encoders.recurrent_base import BaseRecurrentEncoder, PairEncoding, RecurrentEncoderCarry
 from models.layers import CrossBlock, trunc_normal_
 from models.packing import set_seqlens
 
 
+@recurrent_encoder("recurrent_standard")
 class RecurrentAggregationEncoder(BaseRecurrentEncoder):
     """z_e = rms_norm(z_e + CrossAttn(z_e, pairs)); z_e = rms_norm(z_e + MLP(z_e)), from a learned `z_e_init`.
 

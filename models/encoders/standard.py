@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dataset.grids import PAD, SEQ_LEN, VOCAB_SIZE
-from models.encoders.base import DemoEncoder, EncoderOutput, fixed_length_output, forward_dtype, packs_by_view
+from models.encoders.base import DemoEncoder, EncoderOutput, encoder, fixed_length_output, forward_dtype, packs_by_view
 from models.layers import (
     CrossAttention,
     CrossBlock,
@@ -145,6 +145,7 @@ class DemoSetEncoder(nn.Module):
         return rms_norm(x).view(batch, num_tokens, -1)
 
 
+@encoder("standard")
 class StandardDemoEncoder(DemoEncoder):
     """A grid encoder (`DemoGridEncoder`), then `DemoSetEncoder`."""
 

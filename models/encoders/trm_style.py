@@ -7,12 +7,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from models.act import where_halted
-from models.encoders.base import forward_dtype, packs_by_view
+from models.encoders.base import forward_dtype, packs_by_view, recurrent_encoder
 from models.encoders.recurrent_base import BaseRecurrentEncoder, PairEncoding, TRMStyleEncoderCarry
 from models.layers import Rotary, RotaryTable, TransformerBlock, trunc_normal_
 from models.packing import Packing, pack_all
 
 
+@recurrent_encoder("trm_style")
 class TRMStyleEncoder(BaseRecurrentEncoder):
     """`encoder_h_cycles` times: `encoder_l_cycles` times z_e_L = L_enc(z_e_L, z_e_H + demo_input); z_e_H = L_enc(z_e_H,
     z_e_L). `demo_input` is the mean of the pairs' vectors, the same for every token.

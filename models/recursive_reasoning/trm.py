@@ -225,7 +225,7 @@ class PuzzleEmbedding(nn.Module):
     """A row of `puzzle_emb_ndim` numbers for each puzzle identifier, from zero.
 
     The table is a buffer: no optimizer, average or gradient is as large as it. In training a forward pass leaves the
-    rows of its batch in `touched`, a leaf of the graph, for `utils.optim.PuzzleEmbeddingSGD`.
+    rows of its batch in `touched`, a leaf of the graph, for `learning.optim.PuzzleEmbeddingSGD`.
     """
 
     weights: Tensor

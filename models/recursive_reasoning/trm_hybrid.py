@@ -2,7 +2,7 @@
 
 The language model's pooled hidden state, z_init, is projected and added to every cell's embedding; there are no
 context slots. With `conditioning: cross_attention` the decoder also attends to all hidden states of the text. In
-training batches bring the latents along (`utils/latent_cache.py`), and no language model is in memory.
+training batches bring the latents along (`inference/latent_cache.py`), and no language model is in memory.
 """
 
 from collections.abc import Callable

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from reports.report import write_report
 from tests.synthetic_runs import write_synthetic_run
-from utils.report import write_report
 
 ARGUMENTS = (
     "--headless",

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from utils.pages import predictions_page
-from utils.traces import read_traces
+from inference.traces import read_traces
+from reports.pages import predictions_page
 
 OpenPage = Callable[..., Any]
 pytestmark = pytest.mark.browser

@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 
 from config import schema
 from config.arch_schema import MAX_INT
-from config.schema import MAX_OVERRIDE_CHARS, ConfigError, dump_config, load_config, validate_config
-from utils.run_folder import create_run_folder, run_folder
-from utils.train_loop import main
+from config.schema import MAX_OVERRIDE_CHARS, ConfigError, dump_config, load_config, run_folder, validate_config
+from tests.run_fixtures import new_run_folder
+from training.loop import main
 
 NAME = "cfg_pretrain_etrm_arc_agi_1"
 VALUES = dump_config(load_config(NAME))
@@ -270,7 +270,7 @@ def test_a_name_that_is_no_plain_folder_name_is_refused(key: str, kind: str) -> 
 def test_the_longest_name_is_a_folder_in_runs(tmp_path: Path) -> None:
     config = load_config(NAME, [f"+run_name={'x' * 128}", f"+project_name={'y' * 128}"])
     for _ in range(2):  # the second moves the first aside, under a longer name
-        create_run_folder(config)
+        new_run_folder(config)
     assert run_folder(config).resolve().is_relative_to(tmp_path / "runs")
 
 

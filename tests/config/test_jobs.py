@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from config.schema import TrainConfig, load_config
-from utils.job_file import JobFile
-from utils.job_sheet import Options, Sheet
+from jobs.file import JobFile
+from jobs.sheet import Options, Sheet
 
 ROOT = Path(__file__).parents[2]
 JOB_FILES = sorted(ROOT.glob("jobs-*.txt"))

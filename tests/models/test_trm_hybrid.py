@@ -11,6 +11,7 @@ from torch import Tensor
 from config.schema import TrainConfig
 from dataset.fewshot_puzzle_dataset import Batch, FewshotEvalDataset
 from dataset.store import PuzzleStore
+from learning.optim import AdamATan2, GroupOptions, parameter_groups
 from models import create_model
 from models.canvas import task_canvas
 from models.language_models import locate_model
@@ -18,7 +19,6 @@ from models.losses import create_loss_head
 from models.recursive_reasoning.trm_hybrid import HybridTRM_Inner, HybridTRMConfig, HybridTRMInnerCarry, HybridTRMModel
 from models.text_reasoning import TextReasoningModule
 from tests.reference import cross_attention, post_norm_block, rms, swiglu
-from utils.optim import AdamATan2, GroupOptions, parameter_groups
 
 Load = Callable[..., TrainConfig]
 HYBRID = "cfg_pretrain_trm_hybrid"

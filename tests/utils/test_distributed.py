@@ -11,11 +11,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from checkpoints.checkpoint import open_checkpoint
 from config.schema import TrainConfig
+from training.loop import fit
 from utils import distributed
-from utils.checkpoint import open_checkpoint
 from utils.distributed import Ranks, choose_device
-from utils.train_loop import fit
 
 ROOT = Path(__file__).parents[2]
 CONFIG_NAME = "cfg_pretrain_etrm_arc_agi_1"

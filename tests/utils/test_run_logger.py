@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from config.schema import TrainConfig
+from config.schema import TrainConfig, run_folder
+from reports.observers import RUN_OBSERVERS
+from tests.run_fixtures import new_run_folder
+from training.loop import fit
 from utils.distributed import Ranks
-from utils.run_folder import create_run_folder, run_folder
 from utils.run_logger import RunLogger
-from utils.train_loop import fit
 
 Config = Callable[..., TrainConfig]
 MetricsOf = Callable[[Path], list[dict[str, float]]]
@@ -36,7 +37,7 @@ def test_runs_without_name_differ_by_seed(shrunk_config: Config) -> None:
 
 def test_the_config_in_the_run_folder_is_the_runs_config(shrunk_config: Config) -> None:
     config = shrunk_config("lr=3.7e-5", "+run_name=run", "load_pretrained_decoder=runs/some/where")
-    folder = create_run_folder(config)
+    folder = new_run_folder(config)
     assert folder == FOLDER
     assert TrainConfig.model_validate(yaml.safe_load((folder / "config.yaml").read_text())) == config
 
@@ -46,7 +47,7 @@ def test_an_earlier_run_of_the_same_name_is_moved_aside_whole(
 ) -> None:
     config = shrunk_config("+run_name=run")
     for number in range(3):
-        folder = create_run_folder(config)
+        folder = new_run_folder(config)
         assert [path.name for path in folder.iterdir()] == ["config.yaml"]
         (folder / "checkpoints").mkdir()
         (folder / "checkpoints" / "number").write_text(str(number))
@@ -67,7 +68,7 @@ def test_the_log_of_a_job_runner_stays_when_a_run_starts_anew(shrunk_config: Con
         (folder / "metrics.jsonl").write_text('{"step": 1}\n')
     with (folder / "job.log").open("a") as log:
         log.write("before\n")
-        create_run_folder(config)
+        new_run_folder(config)
         log.write("after\n")
     assert (folder / "job.log").read_text() == "before\nafter\n"
     assert [path.name for path in folder.parent.iterdir() if path != folder] == (["run.old-1"] if has_run else [])
@@ -86,7 +87,7 @@ def test_a_second_fit_under_one_name_does_not_mix_with_the_first(
 
 def test_lines_can_be_read_at_once_and_hold_finite_numbers_alone(shrunk_config: Config, metrics_of: MetricsOf) -> None:
     config = shrunk_config("+run_name=run")
-    logger = RunLogger(create_run_folder(config))
+    logger = RunLogger(new_run_folder(config))
     logger.log(1, {"a": 1.5, "b": float("nan"), "c": float("inf"), "d": -float("inf")})
     assert metrics_of(FOLDER) == [{"step": 1, "a": 1.5}]
     logger.log(2, {"a": 2.5})
@@ -96,17 +97,8 @@ def test_lines_can_be_read_at_once_and_hold_finite_numbers_alone(shrunk_config: 
 
 def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    logger = RunLogger(None)
+    logger = RunLogger(None, RUN_OBSERVERS)
     logger.log(1, {"a": 1.0})
-    logger.log_page("page.html", "<p>")
+    logger.evaluated(is_last=True)
     logger.close()
     assert not list(tmp_path.iterdir())
-    assert logger.mirror is None
-
-
-def test_a_page_is_written_into_the_run_folder(shrunk_config: Config) -> None:
-    config = shrunk_config("+run_name=run")
-    logger = RunLogger(create_run_folder(config))
-    logger.log_page("predictions.html", "<p>grün → ✓</p>")
-    logger.close()
-    assert (FOLDER / "predictions.html").read_text(encoding="utf-8") == "<p>grün → ✓</p>"

@@ -1,0 +1,176 @@
+"""State-dict files: reading them without running anything, and sorting their tensors into the parts of a model.
+
+A published state dict maps `_orig_mod.model.inner.<name>` to tensors; which of the prefixes stand there varies. Ours
+have the same names under `inner.`, the encoder's under `encoder.`.
+"""
+
+import pickle
+import pickletools
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from checkpoints.checkpoint import CheckpointError
+
+DECODER, PUZZLE_EMBEDDINGS, ENCODER = "inner.", "inner.puzzle_emb.", "encoder."
+WRAPPERS = ("model", "module")
+BUFFERS = ("H_init", "L_init")
+
+# The decoder's tensors besides those of its blocks, and of a block, both without and with `mlp_t`.
+TOP_NAMES = ("embed_tokens.embedding_weight", "lm_head.weight", "q_head.weight", "q_head.bias", *BUFFERS)
+BLOCK_NAMES = ("mlp.gate_up_proj.weight", "mlp.down_proj.weight")
+ATTENTION_NAMES = ("self_attn.qkv_proj.weight", "self_attn.o_proj.weight")
+MIXER_NAMES = ("mlp_t.gate_up_proj.weight", "mlp_t.down_proj.weight")
+
+State = dict[str, Tensor]
+
+
+def plain_name(key: str) -> str:
+    """A key without the prefixes that compiling and wrapping leave behind."""
+    parts = [part for part in key.split(".") if part != "_orig_mod"]
+    while parts and parts[0] in WRAPPERS:
+        parts.pop(0)
+    return ".".join(parts)
+
+
+def _foreign_objects(path: Path) -> bool:
+    """Whether a file is a whole pickle that names classes or functions other than those of tensors; runs nothing."""
+    names: list[str] = []
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                record = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+                names = _globals_of(archive.open(record))
+        else:
+            with path.open("rb") as file:
+                while True:  # an older torch.save is several pickles, then raw bytes, which end this
+                    names += _globals_of(file)
+    except (ValueError, OSError, StopIteration, EOFError, zipfile.BadZipFile):
+        pass
+    return any(not name.startswith(("torch ", "torch._utils ", "collections ")) for name in names)
+
+
+def _globals_of(stream: Any) -> list[str]:
+    """The globals of the next pickle, `module name`; protocol 4 tells them by the stack, which gives an empty name."""
+    found = []
+    for opcode, argument, _ in pickletools.genops(stream):
+        if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
+            found.append(argument or "")
+    return found
+
+
+def _unpickle(path: Path) -> Any:
+    with path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected pickle protocol")  # what then cannot be read is an error
+        return torch.load(path, weights_only=True, map_location="cpu", mmap=is_zip)
+
+
+def read_state_dict(path: Path) -> State:
+    """The tensors of a `.safetensors` file or a `torch.save`, under the names they have there.
+
+    Raises:
+        CheckpointError: missing, damaged, not a dict of tensors, or a pickle of anything else than tensors.
+    """
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file or folder") from error
+    except Exception as error:  # a damaged file can raise anything
+        if not isinstance(error, pickle.UnpicklingError):
+            detail = str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__
+        elif not _foreign_objects(path):
+            detail = "not a torch.save of tensors"
+        else:
+            raise CheckpointError(
+                f"{path}: it holds code or objects that are not tensors: refused, and nothing of it was run; "
+                "a state dict is a torch.save of names and tensors alone"
+            ) from error
+        detail = detail if path.stat().st_size else "the file is empty"
+        raise CheckpointError(f"{path}: damaged, truncated, or no state dict ({detail})") from error
+    if not isinstance(state, dict) or not state:
+        what = "an empty dict" if isinstance(state, dict) else f"a {type(state).__name__}"
+        raise CheckpointError(f"{path}: it holds {what} instead of a dict of names and tensors")
+    faults = [f"{key!r} is a {type(value).__name__}" for key, value in state.items() if not isinstance(value, Tensor)]
+    faults += [f"the key {key!r} is not a name" for key in state if not isinstance(key, str)]
+    if faults:
+        raise CheckpointError(f"{path}: not a state dict of names and tensors: {_some(faults)}")
+    return {key: value.detach() for key, value in state.items()}
+
+
+def _some(faults: list[str]) -> str:
+    return "; ".join(faults[:5]) + (f" and {len(faults) - 5} more" if len(faults) > 5 else "")
+
+
+def sort_parts(state: State, path: Path) -> tuple[State, State, State]:
+    """Decoder, puzzle embeddings and encoder, by their names without prefixes.
+
+    Raises:
+        CheckpointError: two keys of one name, a key of no part, or a decoder's tensor that is not floating-point.
+    """
+    origin: dict[str, str] = {}
+    parts: dict[str, State] = {PUZZLE_EMBEDDINGS: {}, DECODER: {}, ENCODER: {}}
+    unexpected = []
+    for key, value in state.items():
+        name = plain_name(key)
+        if name in origin:
+            raise CheckpointError(f"{path}: {origin[name]} and {key} are both {name}")
+        origin[name] = key
+        part = next((prefix for prefix in parts if name.startswith(prefix)), None)
+        if part is None:
+            unexpected.append(f"unexpected {key}")
+        else:
+            parts[part][name.removeprefix(part)] = value
+    if unexpected:
+        raise CheckpointError(f"{path}: neither decoder (inner.*) nor encoder (encoder.*): {_some(unexpected)}")
+    unfit = [
+        f"{origin[DECODER + name]} is {value.layout} {value.dtype}".replace("torch.", "")
+        for name, value in parts[DECODER].items()
+        if not value.is_floating_point() or value.layout != torch.strided or value.is_meta
+    ]
+    if unfit:
+        raise CheckpointError(f"{path}: weights are strided floating-point tensors: {_some(unfit)}")
+    return parts[DECODER], parts[PUZZLE_EMBEDDINGS], parts[ENCODER]
+
+
+def decoder_names(num_layers: int, *, mlp_t: bool) -> set[str]:
+    """The names of a decoder's tensors, puzzle embeddings apart."""
+    block = (*BLOCK_NAMES, *(MIXER_NAMES if mlp_t else ATTENTION_NAMES))
+    return {*TOP_NAMES, *(f"L_level.layers.{layer}.{name}" for layer in range(num_layers) for name in block)}
+
+
+def refuse_incomplete(decoder: State, path: Path) -> None:
+    """Check a decoder that is not loaded into a module.
+
+    Raises:
+        CheckpointError: names the tensors that are missing or of no decoder, and those of no plausible shape.
+    """
+    layers = {name.split(".")[2] for name in decoder if name.startswith("L_level.layers.")}
+    expected = decoder_names(max(len(layers), 1), mlp_t=any(".mlp_t." in name for name in decoder))
+    faults = [f"missing inner.{name}" for name in sorted(expected - decoder.keys())]
+    faults += [f"unexpected inner.{name}" for name in decoder if name not in expected]
+    faults += [
+        f"inner.{name} is {tuple(value.shape)}"
+        for name, value in decoder.items()
+        if value.dim() != (1 if name in (*BUFFERS, "q_head.bias") else 2)
+    ]
+    if faults:
+        raise CheckpointError(f"{path}: not a whole decoder: {_some(faults)}")
+
+
+def refuse_non_finite(state: State, path: Path) -> None:
+    """Raises a CheckpointError that names the tensors with NaN or infinite values."""
+    faults = [name for name, value in state.items() if not value.float().isfinite().all()]
+    if faults:
+        raise CheckpointError(f"{path}: NaN or infinite values in {_some(faults)}")
+
+
+def num_parameters(state: State) -> int:
+    """Elements of all tensors but the fixed initial latents."""
+    return sum(value.numel() for name, value in state.items() if name.rsplit(".", 1)[-1] not in BUFFERS)

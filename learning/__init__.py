@@ -1,0 +1,1 @@
+"""Learning from a loss: one training step, optimizers, weight averages, guards against numbers out of range."""

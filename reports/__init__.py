@@ -1,0 +1,1 @@
+"""What people look at: pages, tables and curves of runs, and the wandb mirror."""

@@ -1,0 +1,238 @@
+"""The training loop: the same for every model, which it knows by `initial_carry` and `forward` alone.
+
+for each batch (with arch.halting=fixed: num_act_steps times for each batch):
+    carry, loss = one ACT step            samples that had halted take the batch's data
+    gradients of loss / global_batch_size, summed over ranks; is everything finite? then clipped
+    one optimizer step, one step of the weights' average
+    log, evaluate, save, or stop, as the config and the signals say
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+import torch.distributed as dist
+import yaml
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from checkpoints.checkpoint import CheckpointError
+from checkpoints.writer import SaveError
+from config.schema import ConfigError, TrainConfig, config_names, dump_config, load_config, run_folder
+from dataset.fewshot_puzzle_dataset import Batch, iterate
+from dataset.store import DatasetError
+from learning.guards import NonFiniteError, TrainingError
+from training.events import Preempted, evaluate_and_save, log_window, save_and_stop, saves_by_the_clock
+from training.metrics import SHOWN_QUERIES, step_metrics, summary
+from training.setup import create_trainer, seen_in_training
+from training.trainer import Trainer
+from utils import distributed
+from utils.distributed import SAID_BY_FIRST_RANK, Ranks
+from utils.run_folder import last_values, unlock_folder
+from utils.run_logger import ObserverFactory
+from utils.run_status import EXIT_STATUS, USER_ERROR, RunStatus
+from utils.signals import StopRequest
+
+__all__ = (
+    "SHOWN_QUERIES",
+    "Preempted",
+    "Trainer",
+    "TrainingError",
+    "create_trainer",
+    "fit",
+    "main",
+    "seen_in_training",
+    "summary",
+)
+log = logging.getLogger(__name__)
+USER_FAULTS = (ConfigError, DatasetError, CheckpointError)
+
+
+def fit(
+    config: TrainConfig,
+    ranks: Ranks,
+    stop: StopRequest | None = None,
+    observers: Sequence[ObserverFactory] = (),
+) -> dict[str, float]:
+    """Train, evaluate and save as the config says, from where the run folder's checkpoint is.
+
+    Args:
+        stop: asked by signals.
+        observers: follow what rank 0 writes into the run folder.
+
+    Returns:
+        The last value of every metric (rank 0: of the whole run, resumed parts included).
+
+    Raises:
+        DatasetError, CheckpointError, ConfigError: before anything is written.
+        NonFiniteError: the loss or the gradient is not finite.
+        SaveError: a checkpoint could not be written.
+        Preempted: asked to stop, and saved.
+    """
+    trainer = create_trainer(config, ranks, stop, observers)
+    with status_of(trainer) as status:
+        if ranks.is_first:
+            log.info(
+                "%d training puzzles, %d steps, %d held-out puzzles with %d queries, on %s",
+                len(trainer.train_data.puzzles),
+                trainer.total_steps,
+                len(trainer.eval_data.puzzles),
+                len(trainer.eval_data.query_row),
+                ranks.device,
+            )
+        trainer.model.train()
+        last = train(trainer, status)
+        status.write("done", trainer.step, last)
+    return last
+
+
+@contextmanager
+def status_of(trainer: Trainer) -> Iterator[RunStatus]:
+    """Keep `status.json`: running inside the block, then how it ended."""
+    status = RunStatus(trainer.folder, trainer.ranks.rank, trainer.total_steps)
+    status.write("running", trainer.step)
+    try:
+        yield status
+    except Preempted as error:
+        status.write("preempted", trainer.step, reason=str(error))
+        raise
+    except NonFiniteError as error:
+        status.write("non-finite", trainer.step, reason=str(error))
+        raise
+    except BaseException as error:
+        is_consequence = isinstance(error, dist.DistError) or "gloo" in str(error)
+        status.write_failure(trainer.step, f"{type(error).__name__}: {error}", is_consequence=is_consequence)
+        raise
+    finally:
+        trainer.logger.close()
+        unlock_folder(trainer.folder)
+
+
+def batches_of(trainer: Trainer) -> Iterator[Batch]:
+    """The batches from the trainer's step on, on its device; each `steps_per_batch` times in a row."""
+    config, device = trainer.config, trainer.ranks.device
+    times = config.arch.steps_per_batch
+    first, done = divmod(trainer.step, times)
+    pin_memory = device.type == "cuda"
+    for batch in iterate(trainer.train_data, start=first, workers=config.data_workers, pin_memory=pin_memory):
+        moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+        for _ in range(times - done):
+            yield moved
+        done = 0
+
+
+def train(trainer: Trainer, status: RunStatus) -> dict[str, float]:
+    """The steps that are left; returns the last value of every metric."""
+    config, ranks = trainer.config, trainer.ranks
+    last = last_values(trainer.folder) if ranks.is_first and trainer.step else {}
+    if trainer.progress.evaluation_due:
+        last |= evaluate_and_save(trainer)
+    with (
+        tqdm(total=trainer.total_steps, initial=trainer.step, desc="train", disable=not ranks.is_first) as bar,
+        logging_redirect_tqdm(),
+    ):
+        for batch in batches_of(trainer):
+            epoch_before, base_lr = trainer.epoch, trainer.base_lr
+            sums, outputs = trainer.train_step(batch)
+            if sums:
+                trainer.window.add(sums)
+            bar.update()
+            is_last = trainer.step == trainer.total_steps
+            evaluates = is_last or trainer.epoch // config.eval_interval > epoch_before // config.eval_interval
+            if trainer.step % config.log_interval == 0 or evaluates:
+                last |= log_window(trainer, step_metrics(trainer, sums, outputs, base_lr))
+                status.write("running", trainer.step, last)
+                shown = {k: f"{last.get(f'train/{k}', float('nan')):.3f}" for k in ("loss", "accuracy", "steps")}
+                bar.set_postfix(shown)
+            if trainer.stop_agreed:
+                trainer.progress.evaluation_due = evaluates
+                save_and_stop(trainer)
+            if evaluates:
+                last |= evaluate_and_save(trainer)
+                status.write("running", trainer.step, last)
+            elif saves_by_the_clock(trainer):
+                trainer.save_checkpoint()
+    return last
+
+
+def run_ranks(config: TrainConfig, stop: StopRequest, observers: Sequence[ObserverFactory]) -> None:
+    """This process's part of a run; rank 0 prints the table that ends it."""
+    ranks = distributed.start(config.device, config.distributed_timeout_s)
+    try:
+        metrics = fit(config, ranks, stop, observers)
+    except Preempted:
+        distributed.stop(ranks)
+        raise
+    except BaseException as error:
+        if SAID_BY_FIRST_RANK not in getattr(error, "__notes__", ()):
+            distributed.announce_failure(f"{type(error).__name__}: {error}", ranks)
+        raise
+    distributed.stop(ranks)
+    if ranks.is_first:
+        sys.stdout.write(summary(metrics, run_folder(config)) + "\n")
+
+
+def leave(status: int, error: BaseException) -> NoReturn:
+    """End the process with one line that says why, unless rank 0 says it."""
+    rank = distributed.rank_of_environment()
+    if SAID_BY_FIRST_RANK not in getattr(error, "__notes__", ()):
+        word = "stopped" if isinstance(error, Preempted) else "error"
+        sys.stderr.write(f"{f'rank {rank}: ' if rank else ''}{word}: {error}\n")
+    end_process(status)
+
+
+def end_process(status: int) -> NoReturn:
+    """Exit; as one of several ranks without waiting for a process group that a rank has left."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def main(default_config: str, observers: Sequence[ObserverFactory] = (), argv: Sequence[str] | None = None) -> None:
+    """The command line of every entry script: `[--config-name NAME] [--cfg] [key=value ...]`.
+
+    Exit status: 0 done, 2 a fault of config, data or checkpoint, 75 preempted after saving, 3 non-finite, 1 the rest.
+    """
+    parser = argparse.ArgumentParser(description="Train and evaluate; overrides are Hydra's: key=value, +key=value.")
+    parser.add_argument("--config-name", default=default_config, help=f"one of: {', '.join(config_names())}")
+    parser.add_argument("--cfg", action="store_true", help="print the composed config and exit")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    arguments = parser.parse_intermixed_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        config = load_config(arguments.config_name, arguments.overrides)
+    except ConfigError as error:
+        if distributed.rank_of_environment():
+            error.add_note(SAID_BY_FIRST_RANK)
+        leave(USER_ERROR, error)
+    if arguments.cfg:
+        sys.stdout.write(yaml.safe_dump(dump_config(config), sort_keys=False))
+        return
+    stop = StopRequest()
+    try:
+        with stop.listening():
+            run_ranks(config, stop, observers)
+    except USER_FAULTS as error:
+        leave(USER_ERROR, error)
+    except Preempted as error:
+        if distributed.rank_of_environment():
+            error.add_note(SAID_BY_FIRST_RANK)
+        leave(EXIT_STATUS["preempted"], error)
+    except NonFiniteError as error:
+        if distributed.rank_of_environment():
+            error.add_note(SAID_BY_FIRST_RANK)
+        leave(EXIT_STATUS["non-finite"], error)
+    except SaveError as error:
+        leave(EXIT_STATUS["failed"], error)
+    except Exception:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            raise
+        log.exception("rank %d failed", distributed.rank_of_environment())
+        end_process(EXIT_STATUS["failed"])
