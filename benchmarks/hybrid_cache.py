@@ -21,7 +21,7 @@ from dataset.store import load_stores
 from dataset.text_tasks import TextTrainDataset
 from inference.latent_cache import TextSystem
 from inference.task_latents import attach_latents, task_texts
-from learning.optim import AdamATan2
+from learning.adam_atan2 import AdamATan2
 from models.losses import create_loss_head
 from models.recursive_reasoning.trm_hybrid import HybridTRMModel
 from models.text_reasoning import TaskText, TextReasoningModule, pad_tokens

@@ -107,6 +107,8 @@ class TrainConfig(Section):
     seed: NonNegative
     device: Literal["auto", "cpu", "cuda"]
     # Keys that came after the first checkpoints have a default, with which those go on as they were.
+    optimizer: Literal["adam_atan2", "muon"] = "adam_atan2"
+    muon_lr: PositiveFloat = 1e-2
     compile: Literal["auto", "on", "off"] = "auto"
     data_workers: NonNegative
     project_name: PathPart = "etrm-arc"
@@ -173,6 +175,8 @@ class TrainConfig(Section):
         if isinstance(self.arch, HybridArch):
             why = "the TRM hybrid's language model is frozen, and nothing else encodes"
             unused |= dict.fromkeys(("encoder_lr_scale", "freeze_encoder"), why)
+        if self.optimizer != "muon":
+            unused["muon_lr"] = f"optimizer={self.optimizer} has no matrices of its own rate; optimizer=muon has"
         if self.freeze_encoder:
             unused["encoder_lr_scale"] = "freeze_encoder=true trains nothing in the encoder"
         if self.on_nonfinite == "stop":

@@ -74,20 +74,61 @@ def fit(
         Preempted: asked to stop, and saved.
     """
     trainer = create_trainer(config, ranks, stop, observers)
-    with status_of(trainer) as status:
-        if ranks.is_first:
-            log.info(
-                "%d training puzzles, %d steps, %d held-out puzzles with %d queries, on %s",
-                len(trainer.train_data.puzzles),
-                trainer.total_steps,
-                len(trainer.eval_data.puzzles),
-                len(trainer.eval_data.query_row),
-                ranks.device,
-            )
+    with status_of(trainer) as status, progress_bar(trainer) as bar:
         trainer.model.train()
-        last = train(trainer, status)
+        last = metrics_so_far(trainer)
+        for batch in batches_of(trainer):
+            epoch_before, base_lr = trainer.epoch, trainer.base_lr
+            sums, outputs = trainer.train_step(batch)
+            if sums:
+                trainer.window.add(sums)
+            bar.update()
+            is_last = trainer.step == trainer.total_steps
+            evaluates = is_last or trainer.epoch // config.eval_interval > epoch_before // config.eval_interval
+            if trainer.step % config.log_interval == 0 or evaluates:
+                last |= log_window(trainer, step_metrics(trainer, sums, outputs, base_lr))
+                status.write("running", trainer.step, last)
+                show(bar, last)
+            if trainer.stop_agreed:
+                trainer.progress.evaluation_due = evaluates
+                save_and_stop(trainer)
+            if evaluates:
+                last |= evaluate_and_save(trainer)
+                status.write("running", trainer.step, last)
+            elif saves_by_the_clock(trainer):
+                trainer.save_checkpoint()
         status.write("done", trainer.step, last)
     return last
+
+
+def metrics_so_far(trainer: Trainer) -> dict[str, float]:
+    """The last value of every metric of a run that goes on, after the evaluation that was put off when it stopped."""
+    last = last_values(trainer.folder) if trainer.ranks.is_first and trainer.step else {}
+    return last | evaluate_and_save(trainer) if trainer.progress.evaluation_due else last
+
+
+@contextmanager
+def progress_bar(trainer: Trainer) -> Iterator[tqdm]:
+    """Steps done, of all, after a line that says what there is to do; on rank 0."""
+    if trainer.ranks.is_first:
+        log.info(
+            "%d training puzzles, %d steps, %d held-out puzzles with %d queries, on %s",
+            len(trainer.train_data.puzzles),
+            trainer.total_steps,
+            len(trainer.eval_data.puzzles),
+            len(trainer.eval_data.query_row),
+            trainer.ranks.device,
+        )
+    with (
+        tqdm(total=trainer.total_steps, initial=trainer.step, desc="train", disable=not trainer.ranks.is_first) as bar,
+        logging_redirect_tqdm(),
+    ):
+        yield bar
+
+
+def show(bar: tqdm, metrics: dict[str, float]) -> None:
+    """Put the metrics that tell most behind the bar."""
+    bar.set_postfix({k: f"{metrics.get(f'train/{k}', float('nan')):.3f}" for k in ("loss", "accuracy", "steps")})
 
 
 @contextmanager
@@ -125,45 +166,12 @@ def batches_of(trainer: Trainer) -> Iterator[Batch]:
         done = 0
 
 
-def train(trainer: Trainer, status: RunStatus) -> dict[str, float]:
-    """The steps that are left; returns the last value of every metric."""
-    config, ranks = trainer.config, trainer.ranks
-    last = last_values(trainer.folder) if ranks.is_first and trainer.step else {}
-    if trainer.progress.evaluation_due:
-        last |= evaluate_and_save(trainer)
-    with (
-        tqdm(total=trainer.total_steps, initial=trainer.step, desc="train", disable=not ranks.is_first) as bar,
-        logging_redirect_tqdm(),
-    ):
-        for batch in batches_of(trainer):
-            epoch_before, base_lr = trainer.epoch, trainer.base_lr
-            sums, outputs = trainer.train_step(batch)
-            if sums:
-                trainer.window.add(sums)
-            bar.update()
-            is_last = trainer.step == trainer.total_steps
-            evaluates = is_last or trainer.epoch // config.eval_interval > epoch_before // config.eval_interval
-            if trainer.step % config.log_interval == 0 or evaluates:
-                last |= log_window(trainer, step_metrics(trainer, sums, outputs, base_lr))
-                status.write("running", trainer.step, last)
-                shown = {k: f"{last.get(f'train/{k}', float('nan')):.3f}" for k in ("loss", "accuracy", "steps")}
-                bar.set_postfix(shown)
-            if trainer.stop_agreed:
-                trainer.progress.evaluation_due = evaluates
-                save_and_stop(trainer)
-            if evaluates:
-                last |= evaluate_and_save(trainer)
-                status.write("running", trainer.step, last)
-            elif saves_by_the_clock(trainer):
-                trainer.save_checkpoint()
-    return last
-
-
-def run_ranks(config: TrainConfig, stop: StopRequest, observers: Sequence[ObserverFactory]) -> None:
-    """This process's part of a run; rank 0 prints the table that ends it."""
+@contextmanager
+def joined_ranks(config: TrainConfig) -> Iterator[Ranks]:
+    """This process among the run's ranks; if it fails inside the block the others hear of it."""
     ranks = distributed.start(config.device, config.distributed_timeout_s)
     try:
-        metrics = fit(config, ranks, stop, observers)
+        yield ranks
     except Preempted:
         distributed.stop(ranks)
         raise
@@ -172,8 +180,6 @@ def run_ranks(config: TrainConfig, stop: StopRequest, observers: Sequence[Observ
             distributed.announce_failure(f"{type(error).__name__}: {error}", ranks)
         raise
     distributed.stop(ranks)
-    if ranks.is_first:
-        sys.stdout.write(summary(metrics, run_folder(config)) + "\n")
 
 
 def leave(status: int, error: BaseException) -> NoReturn:
@@ -218,7 +224,10 @@ def main(default_config: str, argv: Sequence[str] | None = None, *, observers: S
     stop = StopRequest()
     try:
         with stop.listening():
-            run_ranks(config, stop, observers)
+            with joined_ranks(config) as ranks:
+                metrics = fit(config, ranks, stop, observers)
+            if ranks.is_first:
+                sys.stdout.write(summary(metrics, run_folder(config)) + "\n")
     except USER_FAULTS as error:
         leave(USER_ERROR, error)
     except Preempted as error:

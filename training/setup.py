@@ -13,8 +13,9 @@ from dataset.puzzle_dataset import PuzzleTrainDataset
 from dataset.store import PuzzleStore, Split, load_stores
 from dataset.text_tasks import TextTrainDataset
 from inference.task_latents import attach_latents
-from learning.ema import EMA
-from learning.optim import GroupOptions, PuzzleEmbeddingSGD, adam_atan2_class, parameter_groups
+from learning.groups import GroupOptions
+from learning.learner import LearnerOptions, create_learner
+from learning.optim import OptimizerOptions
 from models import create_model
 from models.losses import create_loss_head
 from models.machine import best_dtype, compile_blocks, wants_compiling
@@ -96,17 +97,23 @@ def create_eval_data(
     )
 
 
-def create_optimizer(config: TrainConfig, model: Any, device: torch.device) -> torch.optim.Optimizer:
-    """AdamATan2 over the encoder's and the decoder's parameters."""
-    groups = parameter_groups(
-        model,
-        {
-            "encoder": GroupOptions(lr_scale=config.encoder_lr_scale or 1.0, frozen=config.freeze_encoder),
-            "inner": GroupOptions(frozen_steps=config.freeze_decoder_steps),
-        },
-    )
-    return adam_atan2_class(device)(
-        groups, lr=config.lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay
+def learner_options(config: TrainConfig) -> LearnerOptions:
+    """What the config says about learning."""
+    return LearnerOptions(
+        optimizer=OptimizerOptions(
+            name=config.optimizer,
+            lr=config.lr,
+            muon_lr=config.muon_lr,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+            encoder=GroupOptions(lr_scale=config.encoder_lr_scale or 1.0, frozen=config.freeze_encoder),
+            inner=GroupOptions(frozen_steps=config.freeze_decoder_steps),
+        ),
+        global_batch_size=config.global_batch_size,
+        grad_clip_norm=config.grad_clip_norm,
+        ema_rate=config.ema_rate if config.ema else None,
+        puzzle_emb_lr=config.puzzle_emb_lr,
+        puzzle_emb_weight_decay=config.puzzle_emb_weight_decay,
     )
 
 
@@ -145,10 +152,7 @@ def create_trainer(
         train_data=train_data,
         eval_data=eval_data,
         train_queries=train_queries,
-        head=create_loss_head(config.arch, model),
-        optimizer=create_optimizer(config, model, ranks.device),
-        puzzle_optimizer=PuzzleEmbeddingSGD(model, config.puzzle_emb_weight_decay, ranks),
-        ema=EMA(model, config.ema_rate) if config.ema else None,
+        learner=create_learner(create_loss_head(config.arch, model), learner_options(config), ranks),
         trained_on=trained_on,
         logger=RunLogger(None),
         stop=StopRequest() if stop is None else stop,

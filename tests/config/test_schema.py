@@ -160,6 +160,7 @@ def test_a_deleted_key_is_missing() -> None:
         (["ema=false", "ema_rate=0.9"], "ema_rate"),
         (["ema_rate=0.9", "ema=false"], "ema_rate"),
         (["freeze_encoder=true", "encoder_lr_scale=0.5"], "encoder_lr_scale"),
+        (["muon_lr=1e-3"], "muon_lr"),
         (["arch.halt_max_steps=1", "arch.halt_exploration_prob=0.3"], "arch.halt_exploration_prob"),
         (["hydra.run.dir=elsewhere"], "hydra.run.dir"),
     ],
@@ -179,6 +180,7 @@ def test_a_config_file_may_hold_options_that_are_not_used(overrides: list[str]) 
 def test_options_are_used_again_when_their_condition_is_given_back() -> None:
     config = load_config(NAME, ["ema=true", "ema_rate=0.9", "encoder_lr_scale=0.5", "arch.halt_exploration_prob=0.3"])
     assert (config.ema_rate, config.encoder_lr_scale, config.arch.halt_exploration_prob) == (0.9, 0.5, 0.3)
+    assert load_config(NAME, ["optimizer=muon", "muon_lr=1e-3"]).muon_lr == 1e-3
 
 
 @pytest.mark.parametrize("overrides", [["arch.hidden_size=60"], ["arch.num_heads=5"], ["arch.hidden_size=8"]])

@@ -135,6 +135,8 @@ CASES = {
     "query_sampling": Case(("test", "leave_one_out"), "losses", keeps=("log_lines",)),
     "epochs": Case(("1", "2"), "log_lines"),
     "eval_interval": Case(("1", "2"), "evaluated_at", keeps=TRAINING),
+    "optimizer": Case(("adam_atan2", "muon"), "losses", keeps=("parameters",)),
+    "muon_lr": Case(("1e-2", "1e-3"), "losses", keeps=("parameters",), given=("optimizer=muon",)),
     "lr": Case(("1e-2", "1e-3"), "losses"),
     "lr_min_ratio": Case(("1.0", "0.1"), "losses"),
     "lr_warmup_steps": Case(("0", "3"), "losses"),
