@@ -18,7 +18,7 @@ from checkpoints.checkpoint import (
     open_checkpoint,
     saved_checkpoints,
 )
-from config.schema import ConfigError, TrainConfig, TrmArch, dump_config, run_folder
+from config.schema import ConfigError, TrainConfig, TrmArch, dump_config, run_folder, validate_config
 from dataset.store import DatasetMetadata
 from training.metric_window import joined_windows
 from training.trainer import Progress, Trainer
@@ -107,12 +107,20 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield prefix + key, value
 
 
+def _completed(values: dict[str, Any]) -> dict[str, Any]:
+    """The config of an earlier run with the defaults of keys that it lacks, where it fits this program."""
+    try:
+        return dump_config(validate_config(values))
+    except ConfigError:
+        return values
+
+
 def config_differences(config: TrainConfig, checkpoint: Checkpoint, metadata: DatasetMetadata) -> dict[str, str]:
     """What matters and differs: each key with both values."""
     may_differ = set(MAY_DIFFER)
     if isinstance(config.arch, TrmArch) and config.train_on_held_out_demonstrations:
         may_differ.remove("max_eval_groups")  # their demonstrations are trained on
-    old, new = dict(_flat(checkpoint.config)), dict(_flat(dump_config(config)))
+    old, new = dict(_flat(_completed(checkpoint.config))), dict(_flat(dump_config(config)))
     found = {
         key: f"{key} was {old.get(key, 'unknown')} and is {new.get(key, 'gone')}"
         for key in {**old, **new}
@@ -196,6 +204,7 @@ def _restore_rank(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """Carry, window of the log, generators."""
     state = checkpoint.rank_state(trainer.ranks.rank)
     device = trainer.ranks.device
+    _restore_source(trainer, state)
     if state["carry"] and trainer.step < trainer.total_steps:
         try:
             trainer.carry = filled_carry(_next_carry(trainer), state["carry"])
@@ -208,6 +217,12 @@ def _restore_rank(trainer: Trainer, checkpoint: Checkpoint) -> None:
         torch.cuda.set_rng_state(state["cuda_rng"], device)
 
 
+def _restore_source(trainer: Trainer, state: dict[str, Any]) -> None:
+    """The state of the source of batches, unless the run goes on with another source."""
+    if saved := state.get("source", {}).get(trainer.config.data.name):
+        trainer.train_data.load_state_dict(saved)
+
+
 def _restore_for_other_ranks(trainer: Trainer, checkpoint: Checkpoint) -> None:
     ranks = trainer.ranks
     if ranks.is_first:
@@ -218,7 +233,8 @@ def _restore_for_other_ranks(trainer: Trainer, checkpoint: Checkpoint) -> None:
             ranks.world_size,
             trainer.step // trainer.config.arch.steps_per_batch * trainer.config.global_batch_size,
         )
-    states = map(checkpoint.rank_state, range(checkpoint.world_size))
+    states = [checkpoint.rank_state(rank) for rank in range(checkpoint.world_size)]
+    _restore_source(trainer, states[0])
     windows = [state["window"] for state in states if "window" in state]
     if windows:
         trainer.window.load_state_dict(joined_windows(windows, ranks.rank), ranks.device)
