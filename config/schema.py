@@ -370,6 +370,9 @@ def validate_config(values: Any) -> TrainConfig:
 
 def _explain_hydra(error: Exception, overrides: Sequence[str]) -> str:
     message = str(error).strip()
+    if missing := re.search(rf"Could not find '({'|'.join(GROUPS)})/(.+)'", message):
+        group, name = missing.groups()
+        return f"{group}={name} is not one of {', '.join(_names_in(group))}"
     match = re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'", message)
     if match:
         key = re.search(r"Could not override '([^']+)'", message)
