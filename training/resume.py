@@ -233,8 +233,8 @@ def _restore_for_other_ranks(trainer: Trainer, checkpoint: Checkpoint) -> None:
             ranks.world_size,
             trainer.step // trainer.config.arch.steps_per_batch * trainer.config.global_batch_size,
         )
-    states = [checkpoint.rank_state(rank) for rank in range(checkpoint.world_size)]
-    _restore_source(trainer, states[0])
+    _restore_source(trainer, checkpoint.rank_state(0))
+    states = map(checkpoint.rank_state, range(checkpoint.world_size))
     windows = [state["window"] for state in states if "window" in state]
     if windows:
         trainer.window.load_state_dict(joined_windows(windows, ranks.rank), ranks.device)

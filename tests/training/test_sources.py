@@ -56,7 +56,7 @@ class Mirrors(TrainSource):
 
     @property
     def side(self) -> int:
-        return 2 + int(10 * self.total_loss) % 7
+        return 2 + int(self.total_loss / 10)
 
     def _sample(self, number: int, slot: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng([self.config.seed, number, slot])
@@ -102,7 +102,9 @@ def mirrors(monkeypatch: pytest.MonkeyPatch, shrunk_config: Config) -> Config:
 
     def config(*overrides: str) -> TrainConfig:
         short = ("eval_interval=3", "log_interval=1", "checkpoint_interval=5", "checkpoint_keep=null", "lr=1e-2")
-        values = dump_config(shrunk_config(*short, "max_eval_groups=2", "log_predictions_every=0", *overrides))
+        values = dump_config(
+            shrunk_config(*short, "max_eval_groups=2", "log_predictions_every=0", "arch.halt_max_steps=1", *overrides)
+        )
         return MirrorsConfig.model_validate({**values, "data": {"name": "mirrors", "num_batches": 10}})
 
     return config
@@ -153,7 +155,7 @@ def test_workers_do_not_make_batches_of_an_old_state(mirrors: Config, ranks: Ran
 def test_a_run_may_go_on_with_another_source(mirrors: Config, shrunk_config: Config, ranks: Ranks) -> None:
     """With the new source's own state, when asked for by name and not otherwise."""
     fit(mirrors("+run_name=before"), ranks)
-    taken_up = ("resume=runs/etrm-arc/before", "+run_name=after", "log_predictions_every=0", "max_eval_groups=2")
+    taken_up = ("resume=runs/etrm-arc/before", "+run_name=after", "log_predictions_every=0", "arch.halt_max_steps=1")
     with pytest.raises(ConfigError, match="data.name was mirrors and is fewshot"):
         fit(shrunk_config(*taken_up), ranks)
     keys = ("data.name", "data.num_batches", "eval_interval", "lr", "epochs")
