@@ -23,12 +23,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from checkpoints.checkpoint import CheckpointError
 from checkpoints.writer import SaveError
 from config.schema import ConfigError, TrainConfig, config_names, dump_config, load_config, run_folder
-from dataset.fewshot_puzzle_dataset import Batch, iterate
+from dataset.batches import Batch, iterate
 from dataset.store import DatasetError
 from learning.guards import NonFiniteError, TrainingError
 from training.events import Preempted, evaluate_and_save, log_window, save_and_stop, saves_by_the_clock
 from training.metrics import SHOWN_QUERIES, step_metrics, summary
-from training.setup import create_trainer, seen_in_training
+from training.setup import create_trainer
 from training.trainer import Trainer
 from utils import distributed
 from utils.distributed import SAID_BY_FIRST_RANK, Ranks
@@ -45,7 +45,6 @@ __all__ = (
     "create_trainer",
     "fit",
     "main",
-    "seen_in_training",
     "summary",
 )
 log = logging.getLogger(__name__)
@@ -82,6 +81,7 @@ def fit(
             sums, outputs = trainer.train_step(batch)
             if sums:
                 trainer.window.add(sums)
+                trainer.train_data.observe(trainer.step, sums)
             bar.update()
             is_last = trainer.step == trainer.total_steps
             evaluates = is_last or trainer.epoch // config.eval_interval > epoch_before // config.eval_interval
@@ -112,8 +112,8 @@ def progress_bar(trainer: Trainer) -> Iterator[tqdm]:
     """Steps done, of all, after a line that says what there is to do; on rank 0."""
     if trainer.ranks.is_first:
         log.info(
-            "%d training puzzles, %d steps, %d held-out puzzles with %d queries, on %s",
-            len(trainer.train_data.puzzles),
+            "%s, %d steps, %d held-out puzzles with %d queries, on %s",
+            trainer.train_data.description,
             trainer.total_steps,
             len(trainer.eval_data.puzzles),
             len(trainer.eval_data.query_row),
@@ -156,10 +156,11 @@ def status_of(trainer: Trainer) -> Iterator[RunStatus]:
 def batches_of(trainer: Trainer) -> Iterator[Batch]:
     """The batches from the trainer's step on, on its device; each `steps_per_batch` times in a row."""
     config, device = trainer.config, trainer.ranks.device
+    workers = 0 if trainer.train_data.state_dict() else config.data_workers  # of a state, workers would have copies
     times = config.arch.steps_per_batch
     first, done = divmod(trainer.step, times)
     pin_memory = device.type == "cuda"
-    for batch in iterate(trainer.train_data, start=first, workers=config.data_workers, pin_memory=pin_memory):
+    for batch in iterate(trainer.train_data, start=first, workers=workers, pin_memory=pin_memory):
         moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
         for _ in range(times - done):
             yield moved

@@ -205,6 +205,7 @@ def _restore_rank(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """Carry, window of the log, generators."""
     state = checkpoint.rank_state(trainer.ranks.rank)
     device = trainer.ranks.device
+    _restore_source(trainer, state)
     if state["carry"] and trainer.step < trainer.total_steps:
         try:
             trainer.carry = filled_carry(_next_carry(trainer), state["carry"])
@@ -217,6 +218,12 @@ def _restore_rank(trainer: Trainer, checkpoint: Checkpoint) -> None:
         torch.cuda.set_rng_state(state["cuda_rng"], device)
 
 
+def _restore_source(trainer: Trainer, state: dict[str, Any]) -> None:
+    """The state of the source of batches, unless the run goes on with another source."""
+    if saved := state.get("source", {}).get(trainer.config.data.name):
+        trainer.train_data.load_state_dict(saved)
+
+
 def _restore_for_other_ranks(trainer: Trainer, checkpoint: Checkpoint) -> None:
     ranks = trainer.ranks
     if ranks.is_first:
@@ -227,6 +234,7 @@ def _restore_for_other_ranks(trainer: Trainer, checkpoint: Checkpoint) -> None:
             ranks.world_size,
             trainer.step // trainer.config.arch.steps_per_batch * trainer.config.global_batch_size,
         )
+    _restore_source(trainer, checkpoint.rank_state(0))
     states = map(checkpoint.rank_state, range(checkpoint.world_size))
     windows = [state["window"] for state in states if "window" in state]
     if windows:

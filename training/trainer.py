@@ -12,10 +12,12 @@ from torch import Tensor
 
 from checkpoints import folder as checkpoint_folder
 from checkpoints.carry_state import carry_tensors
-from checkpoints.checkpoint import TrainedOn
 from checkpoints.writer import CheckpointWriter, SaveError
 from config.schema import TrainConfig, dump_config
-from dataset.fewshot_puzzle_dataset import Batch, FewshotEvalDataset, FewshotTrainDataset
+from dataset.batches import Batch
+from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
+from dataset.sources import TrainSource
+from dataset.trained_on import TrainedOn
 from inference.evaluation import Evaluation, evaluate
 from learning.guards import NonFiniteError
 from learning.learner import Learner
@@ -52,7 +54,7 @@ class Trainer:
 
     config: TrainConfig
     ranks: Ranks
-    train_data: FewshotTrainDataset
+    train_data: TrainSource
     eval_data: FewshotEvalDataset
     train_queries: FewshotEvalDataset
     learner: Learner
@@ -159,7 +161,7 @@ class Trainer:
                 self.head,
                 self.eval_data,
                 self.ranks,
-                evaluators=[evaluator.name for evaluator in self.config.evaluators],
+                evaluator=self.config.evaluator,
                 seen_pairs=self.trained_on.pair_hashes,
                 unknown_origin=bool(self.trained_on.unknown_origin),
                 workers=self.config.data_workers,
@@ -224,6 +226,7 @@ class Trainer:
 
     def _rank_state(self) -> dict[str, Any]:
         state = {"carry": carry_tensors(self.carry), "rng": torch.get_rng_state(), "window": self.window.state_dict()}
+        state["source"] = {self.config.data.name: self.train_data.state_dict()}
         if self.ranks.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.ranks.device)
         return state

@@ -314,3 +314,59 @@ def test_the_schema_composes_in_a_fresh_process(tmp_path: Path) -> None:
 @pytest.mark.parametrize("override", ["+batch_size=4", "++num_epochs=3", "+hidden_size=7"])
 def test_a_shorthand_of_another_system_is_an_unknown_key(override: str) -> None:
     assert f"unknown key '{override.lstrip('+').split('=')[0]}'" in refusal(override)
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_the_source_of_batches_is_the_one_that_the_arch_reads(name: str) -> None:
+    config = load_config(name)
+    source = "puzzle_id" if "trm@TRM" in config.arch.name and "etrm" not in config.arch.name else "fewshot"
+    source = "text" if name in HYBRIDS else source
+    assert config.data.name == source
+    assert load_config(name, [f"data={source}"]) == load_config(name, [f"data.name={source}"]) == config
+
+
+@pytest.mark.parametrize("written", [None, {}, {"name": "auto"}], ids=str)
+@pytest.mark.parametrize("name", config_names())
+def test_a_config_that_names_no_source_takes_the_default(name: str, written: dict[str, str] | None) -> None:
+    """So that configs of runs from before there were sources can be read."""
+    config = load_config(name)
+    values = dump_config(config)
+    del values["data"]
+    assert TrainConfig.model_validate(values if written is None else {**values, "data": written}) == config
+
+
+@pytest.mark.parametrize(
+    ("arch", "source", "reads"),
+    [
+        ("etrm", "puzzle_id", "demonstrations: data.name=auto takes fewshot"),
+        ("etrm", "text", "demonstrations: data.name=auto takes fewshot"),
+        ("etrmtrm", "puzzle_id", "demonstrations: data.name=auto takes fewshot"),
+        ("trm", "fewshot", "puzzle identifiers: data.name=auto takes puzzle_id"),
+        ("trm", "text", "puzzle identifiers: data.name=auto takes puzzle_id"),
+    ],
+)
+@pytest.mark.parametrize("key", ["data", "data.name"])
+def test_a_source_for_another_system_is_refused(arch: str, source: str, reads: str, key: str) -> None:
+    message = refusal(f"arch={arch}", f"{key}={source}")
+    assert f"data.name={source} gives" in message
+    assert reads in message
+
+
+def test_the_hybrid_trains_on_texts_alone() -> None:
+    assert "texts: data.name=auto takes text" in refusal("data=fewshot", name=HYBRIDS[0])
+
+
+@pytest.mark.parametrize("override", ["data.name=other", "data=other", "data={name: text}", "data=[text]", "+data.x=1"])
+def test_an_unknown_source_is_refused_by_its_key(override: str) -> None:
+    message = refusal(override)
+    assert "data" in message
+    if "x" not in override.split("=")[0]:
+        assert "fewshot" in message
+
+
+def test_two_evaluators_are_refused() -> None:
+    message = refusal("evaluators=[{name: arc@ARC},{name: arc@ARC}]")
+    assert "evaluators" in message
+    assert "one evaluator or none" in message
+    assert load_config(NAME).evaluator == "arc@ARC"
+    assert load_config(NAME, ["evaluators=[]"]).evaluator is None

@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel
 from torch.utils.data import DataLoader
 
-import dataset.fewshot_puzzle_dataset
+import dataset.batches
 from checkpoints.checkpoint import open_checkpoint
 from config.schema import TrainConfig
 from tests.tiny_llama import CHAT_TEMPLATE, save_tiny_llama
@@ -172,6 +172,7 @@ CASES = {
     "run_name": Case(("one", "two"), "folder", keeps=(*TRAINING, "submission", "files")),
 }
 TESTED_ELSEWHERE = {
+    "data.name": "each arch reads one kind of source: test_sources.py",
     "data_workers": "test_batches_come_from_as_many_workers_as_asked_for, below",
     "compile": "tests/models/test_cuda_ready.py: it must not change a result",
     "resume": "it takes a run before: test_resume.py",
@@ -307,7 +308,7 @@ def test_batches_come_from_as_many_workers_as_asked_for(
             asked.append(options["num_workers"])
             super().__init__(*arguments, **options)
 
-    monkeypatch.setattr(dataset.fewshot_puzzle_dataset, "DataLoader", WatchedLoader)
+    monkeypatch.setattr(dataset.batches, "DataLoader", WatchedLoader)
     runs = [metrics_of(train(*BASE, f"data_workers={workers}")) for workers in (0, 2)]
     assert asked == [0, 0, 2, 2]
     losses = [[line["train/loss"] for line in lines if "train/loss" in line] for lines in runs]
