@@ -1,6 +1,7 @@
 """Shared fixtures: real ARC-AGI-1 puzzles in a small data set, and the real config shrunk."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,8 +69,12 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shrunk_config(dataset_folder: Path) -> Callable[..., TrainConfig]:
-    """`shrunk_config("key=value", ..., config_name=...)`: a run config at test size; later overrides win."""
+    """`shrunk_config("key=value", ..., config_name=...)`: a run config at test size; later overrides win.
 
+    Configs cannot be changed, so one that was composed already is not composed again.
+    """
+
+    @functools.cache
     def load(*overrides: str, config_name: str = "cfg_pretrain_etrm_arc_agi_1") -> TrainConfig:
         return load_config(config_name, [*SHRUNK, f"data_paths=[{dataset_folder}]", *overrides])
 
