@@ -48,6 +48,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first, so that workers that take tests from one another end together."""
+    items.sort(key=lambda item: item.get_closest_marker("torture") is None)
+
+
 @pytest.fixture(scope="session")
 def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ARC-AGI-1 with 12 augmentations a puzzle, evaluation held out."""
