@@ -36,7 +36,7 @@ from config.arch_schema import (
     TrmArch,
 )
 from config.data_schema import DEFAULT_SOURCES, AnyData, with_source
-from config.shorthands import explained, set_twice, without_shorthands
+from config.shorthands import SHORTHANDS, explained, set_twice, without_shorthands
 from utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -337,7 +337,8 @@ def load_config(config_name: str, overrides: Sequence[str] = ()) -> TrainConfig:
         keys = _override_keys(overrides)
         GlobalHydra.instance().clear()
         with initialize_config_dir(version_base=None, config_dir=str(CONFIG_DIR)):
-            unresolved, declared = compose(name, overrides=list(overrides)), compose(name)
+            unresolved = compose(name, overrides=list(overrides))
+            declared = compose(name) if SHORTHANDS.keys() & unresolved.keys() else unresolved
         _refuse_resolvers(OmegaConf.to_container(unresolved))
         composed = OmegaConf.to_container(unresolved, resolve=True)
         composed = without_shorthands(composed, declared)
