@@ -33,7 +33,7 @@ demo: $(VENV)/.installed data/arc1-demo/metadata.json
 	$(PY) pretrain_etrm.py --config-name cfg_demo
 
 test: $(VENV)/.installed
-	$(PY) -m pytest -n auto --dist worksteal
+	$(PY) -m pytest -n logical --dist worksteal
 
 # In the Chromium that is installed: CHROMIUM=path, or the one on the PATH.
 test-browser: $(VENV)/.installed
@@ -42,14 +42,14 @@ test-browser: $(VENV)/.installed
 
 # The tests in which processes are killed, alone; `make test` has them too.
 test-torture: $(VENV)/.installed
-	$(PY) -m pytest -n auto --dist worksteal -m torture
+	$(PY) -m pytest -n logical --dist worksteal -m torture
 
 check: $(VENV)/.installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m basedpyright
 	$(VENV)/bin/lint-imports --no-cache --no-logo
-	$(PY) -m pytest -n auto --dist worksteal
+	$(PY) -m pytest -n logical --dist worksteal
 
 torture: $(VENV)/.installed
 	$(PY) -m tests.torture
