@@ -125,6 +125,15 @@ def test_the_reduction_sees_gradients_before_they_are_clipped(make_learner: Make
         torch.testing.assert_close(hooked.model.state_dict()[name], value, rtol=1e-4, atol=1e-6)
 
 
+def test_moments_take_the_clipped_gradient(make_learner: MakeLearner, batch: Batch) -> None:
+    for bound in (0.0, 1e-2):
+        learner = make_learner(grad_clip_norm=bound)
+        norm = float(learner.step(None, batch, 0, lr=1e-2).sums["grad/total_norm"])
+        moments = [state["exp_avg"].norm() for state in learner.optimizer.state.values()]
+        taken = float(torch.stack(moments).norm()) / (1 - OPTIONS.optimizer.betas[0])
+        assert taken == pytest.approx(bound or norm, rel=1e-3)
+
+
 def test_the_average_follows_each_step(make_learner: MakeLearner, batch: Batch) -> None:
     learner = make_learner()
     assert learner.ema is not None
