@@ -156,7 +156,7 @@ def test_a_run_may_go_on_with_another_source(mirrors: Config, shrunk_config: Con
     """With the new source's own state, when asked for by name and not otherwise."""
     fit(mirrors("+run_name=before"), ranks)
     taken_up = ("resume=runs/etrm-arc/before", "+run_name=after", "log_predictions_every=0", "arch.halt_max_steps=1")
-    with pytest.raises(ConfigError, match="data.name was mirrors and is fewshot"):
+    with pytest.raises(ConfigError, match=r"data\.name was mirrors and is fewshot"):
         fit(shrunk_config(*taken_up), ranks)
     keys = ("data.name", "data.num_batches", "eval_interval", "lr", "epochs")
     config = shrunk_config(*taken_up, "epochs=24").model_copy(update={"resume_override": keys})
