@@ -61,12 +61,23 @@ class ManifestPuzzle(_Record):
     pair_hashes: tuple[str, ...]
 
 
+DropReason = Literal["held_out", "identical", "contradicting"]
+
+
 class DroppedPuzzle(_Record):
-    """A training puzzle left out because it shares pairs with held-out puzzles."""
+    """A puzzle left out.
+
+    reason: `held_out`: its id or a pair is that of a held-out puzzle. `identical`: a puzzle of its id with the same
+        pairs was there before. `contradicting`: one of its id with some of its pairs, and others, was there before.
+    shares_pairs_with: the ids of the puzzles that are held out, or were there before.
+    kept_from: the subset of the puzzle that was there before.
+    """
 
     id: str
     subset: str
     shares_pairs_with: tuple[str, ...]
+    reason: DropReason = "held_out"
+    kept_from: str | None = None
 
 
 class SplitManifest(_Record):
@@ -195,6 +206,11 @@ def load_store(folder: str | Path) -> PuzzleStore:
     folder = Path(folder)
     rebuild = f"build it with: python -m dataset.build_arc_dataset --output-dir {folder} ..."
     path = folder / METADATA_FILE
+    if folder.is_file():
+        raise DatasetError(
+            f"{folder}: no data set there (a file); a data set is a folder; "
+            f"build it with: python -m dataset.build_arc_dataset --output-dir DIR --subsets own --source own={folder}"
+        )
     if not path.exists():
         raise DatasetError(f"{folder}: no data set there ({path.name} is missing); {rebuild}")
     try:
@@ -243,7 +259,10 @@ def load_stores(folders: list[str] | tuple[str, ...]) -> PuzzleStore:
     for folder, store in zip(folders, stores, strict=True):
         for puzzle_id in store.metadata.puzzle_ids:
             if puzzle_id in seen:
-                raise DatasetError(f"puzzle '{puzzle_id}' is in both {seen[puzzle_id]} and {folder}")
+                raise DatasetError(
+                    f"puzzle '{puzzle_id}' is in both {seen[puzzle_id]} and {folder}; build one data set of all "
+                    "their --subsets: puzzles that stand twice are then left out"
+                )
             seen[puzzle_id] = str(folder)
     arrays = {}
     for name in ARRAY_FIELDS:

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import dataset.store
-from dataset.arc_tasks import TaskError, load_subset
+from dataset.arc_tasks import TaskError
 from dataset.augment import augment_grid, parse_augmented_name
 from dataset.build_arc_dataset import build_dataset, main
 from dataset.store import DatasetError, PuzzleStore, load_store, load_stores
+from dataset.subsets import load_subset
 
 SHARED_DATA = Path(__file__).parents[2].parent / "shared/data"
 CONCEPT_PREFIX = SHARED_DATA / "arc-agi"
