@@ -8,4 +8,4 @@ from reports.observers import RUN_OBSERVERS
 from training.loop import main
 
 if __name__ == "__main__":
-    main("cfg_pretrain_etrmtrm_arc_agi_1", RUN_OBSERVERS)
+    main("cfg_pretrain_etrmtrm_arc_agi_1", observers=RUN_OBSERVERS)

@@ -8,4 +8,4 @@ from reports.observers import RUN_OBSERVERS
 from training.loop import main
 
 if __name__ == "__main__":
-    main("cfg_pretrain_trm_hybrid", RUN_OBSERVERS)
+    main("cfg_pretrain_trm_hybrid", observers=RUN_OBSERVERS)

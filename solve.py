@@ -9,11 +9,19 @@ solutions file beside a challenges file, or of `--solutions FILE`, is scored aga
     Solver.load("runs/etrm/first").predict(task)
 """
 
-from inference.solve_cli import main
+from collections.abc import Sequence
+
+from inference import solve_cli
 from inference.solver import Solution, Solver
 from reports.pages import predictions_page
 
 __all__ = ["Solution", "Solver", "main"]
 
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    solve_cli.main(predictions_page, argv)
+
+
 if __name__ == "__main__":
-    main(predictions_page)
+    main()

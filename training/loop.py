@@ -195,7 +195,7 @@ def end_process(status: int) -> NoReturn:
     sys.exit(status)
 
 
-def main(default_config: str, observers: Sequence[ObserverFactory] = (), argv: Sequence[str] | None = None) -> None:
+def main(default_config: str, argv: Sequence[str] | None = None, *, observers: Sequence[ObserverFactory] = ()) -> None:
     """The command line of every entry script: `[--config-name NAME] [--cfg] [key=value ...]`.
 
     Exit status: 0 done, 2 a fault of config, data or checkpoint, 75 preempted after saving, 3 non-finite, 1 the rest.

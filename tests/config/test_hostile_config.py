@@ -154,7 +154,7 @@ def test_the_environment_does_not_reach_what_is_printed_or_written(
     main(NAME, ["--cfg", "load_pretrained_decoder=somewhere"])
     printed = capsys.readouterr()
     assert "load_pretrained_decoder: somewhere" in printed.out
-    create_run_folder(load_config(NAME))
+    new_run_folder(load_config(NAME))
     written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
     assert written
     assert not [text for text in (printed.out, printed.err, *written) if SECRET in text]
