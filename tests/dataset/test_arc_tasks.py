@@ -339,7 +339,9 @@ def test_many_unknown_keys_give_a_short_message(task_files: TaskFiles) -> None:
 
 
 @pytest.mark.parametrize("byte_order_mark", [codecs.BOM_UTF16, codecs.BOM_UTF32])
-def test_a_byte_order_mark_of_another_encoding_is_refused(task_files: TaskFiles, tmp_path: Path, byte_order_mark: bytes) -> None:
+def test_a_byte_order_mark_of_utf_16_or_32_is_refused(
+    task_files: TaskFiles, tmp_path: Path, byte_order_mark: bytes
+) -> None:
     prefix = task_files("own", GOOD)
     path = tmp_path / "arc_own_challenges.json"
     path.write_bytes(byte_order_mark + path.read_bytes())
