@@ -206,13 +206,8 @@ def load_store(folder: str | Path) -> PuzzleStore:
     folder = Path(folder)
     rebuild = f"build it with: python -m dataset.build_arc_dataset --output-dir {folder} ..."
     path = folder / METADATA_FILE
-    if folder.is_file():
-        raise DatasetError(
-            f"{folder}: no data set there (a file); a data set is a folder; "
-            f"build it with: python -m dataset.build_arc_dataset --output-dir DIR --subsets own --source own={folder}"
-        )
     if not path.exists():
-        raise DatasetError(f"{folder}: no data set there ({path.name} is missing); {rebuild}")
+        raise DatasetError(f"{folder}: no data set there ({_absence(folder)}); {rebuild}")
     try:
         raw = json.loads(path.read_text())
         version = raw.get("format_version") if isinstance(raw, dict) else None
@@ -234,6 +229,17 @@ def load_store(folder: str | Path) -> PuzzleStore:
         KeyError,
     ) as error:
         raise DatasetError(f"{folder}: damaged or incomplete data set ({error}); {rebuild}") from error
+
+
+def _absence(folder: Path) -> str:
+    """What stands in the place of a data set."""
+    if folder.is_file():
+        return f"it is a file; a data set is a folder, built from task files by --source SUBSET={folder}"
+    if not folder.is_dir():
+        return "no such folder" + ("" if folder.is_absolute() else f" in {Path.cwd()}")
+    if any(folder.rglob("*.json")):
+        return f"{METADATA_FILE} is missing; a folder of task files is built into one by --source SUBSET={folder}"
+    return f"{METADATA_FILE} is missing"
 
 
 def _starts(parts: list[np.ndarray]) -> np.ndarray:

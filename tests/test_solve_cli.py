@@ -177,7 +177,7 @@ def text(content: str) -> Callable[[Path], Any]:
         (
             None,
             ["task.json", "--solutions", "challenges.json"],
-            ["--solutions challenges.json", "not a solutions file"],
+            ["--solutions challenges.json", "not a solutions"],
         ),
         (None, ["--puzzle", "evaluation2/13e47133", "--solutions", "s.json"], ["--solutions s.json", "files"]),
         (None, [], ["--puzzle"]),

@@ -437,6 +437,18 @@ def test_a_folder_without_metadata_is_no_data_set(built: Path, tmp_path: Path) -
             load_store(folder)
 
 
+def test_what_stands_in_the_place_of_a_data_set_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/a.json").write_text("{}")
+    for path, words in (
+        ("tasks/a.json", r"it is a file; .* --source SUBSET=tasks/a\.json"),
+        ("tasks", r"task files is built into one by --source SUBSET=tasks"),
+        ("none", rf"no such folder in {tmp_path}"),
+    ):
+        with pytest.raises(DatasetError, match=rf"{path}: no data set there .*{words}"):
+            load_store(path)
+
+
 # Several data sets as one
 
 
