@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-import models.encoders.standard
-import models.recursive_reasoning.trm
+import models.encoders.grid
+import models.recursive_reasoning.decoder
 from models.packing import Packing, Runs
 
-MODULES = (models.encoders.standard, models.recursive_reasoning.trm)
+MODULES = (models.encoders.grid, models.recursive_reasoning.decoder)
 
 
 def pad(mask: Bool[Tensor, "s l"], *, by_view: bool) -> Packing:

@@ -99,6 +99,8 @@ def _puzzle_table(weights: Weights, num_rows: int | None) -> tuple[Tensor, str]:
 
 def _exported_config(weights: Weights, table: Tensor) -> dict[str, Any]:
     arch = {**weights.measured, **weights.told}
+    if (encoding := arch.get("pos_encodings", "rope")) != "rope":
+        raise CheckpointError(f"{weights.path}: arch.pos_encodings={encoding}: the published layout has rope alone")
     arch |= {key: weights.arch[key] for key in EXPORTED_KEYS if key in weights.arch}
     arch |= {"puzzle_emb_ndim": table.shape[1], "pos_encodings": "none" if arch["mlp_t"] else "rope"}
     return {"arch": arch, "trained_on": weights.trained_on.model_dump(mode="json")}

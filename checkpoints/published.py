@@ -18,9 +18,13 @@ from checkpoints.checkpoint import MANIFEST_FILE, CheckpointError, TrainedOn, lo
 from checkpoints.state_dicts import State, num_parameters, read_state_dict, refuse_non_finite, sort_parts
 from dataset.grids import SEQ_LEN
 from models.layers import swiglu_width
+from models.positions import POSITION_ENCODINGS
 
 log = logging.getLogger(__name__)
-COMPARED = ("hidden_size", "num_heads", "L_layers", "expansion", "H_cycles", "L_cycles", "puzzle_emb_len", "mlp_t")
+COMPARED = (
+    *("hidden_size", "num_heads", "L_layers", "expansion", "H_cycles", "L_cycles"),
+    *("puzzle_emb_len", "mlp_t", "pos_encodings"),
+)
 
 Size = Annotated[int, Field(strict=True, ge=1)] | None
 
@@ -39,7 +43,7 @@ class DecoderConfig(BaseModel):
     puzzle_emb_len: Annotated[int, Field(strict=True, ge=0)] | None = None
     puzzle_emb_ndim: Annotated[int, Field(strict=True, ge=0)] = 0
     mlp_t: Annotated[bool, Field(strict=True)] | None = None
-    pos_encodings: str = "rope"
+    pos_encodings: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,14 @@ def told_sizes(arch: dict[str, Any], hidden_size: int | None, source: Path) -> d
         key = str(fault["loc"][0])
         raise CheckpointError(f"{source}: arch.{key}={arch[key]}: {fault['msg']}") from error
     # Without attention no positions are read: such configs say `none`.
-    if config.pos_encodings != "rope" and not (config.mlp_t and config.pos_encodings == "none"):
-        raise CheckpointError(f"{source}: arch.pos_encodings={config.pos_encodings}: the decoder here has rope alone")
+    if config.mlp_t and config.pos_encodings == "none":
+        config = config.model_copy(update={"pos_encodings": None})
+    if config.pos_encodings not in (None, *POSITION_ENCODINGS):
+        known = ", ".join(POSITION_ENCODINGS)
+        raise CheckpointError(f"{source}: arch.pos_encodings={config.pos_encodings}: the decoder here has {known}")
     told = {key: getattr(config, key) for key in COMPARED if getattr(config, key) is not None}
+    if told:
+        told.setdefault("pos_encodings", "rope")  # what everything from before the key had
     hidden_size = config.hidden_size or hidden_size
     if config.puzzle_emb_len == 0 and hidden_size:
         told["puzzle_emb_len"] = math.ceil(config.puzzle_emb_ndim / hidden_size)
@@ -171,7 +180,7 @@ def _layout(arch: dict[str, Any], *, is_folder: bool, has_encoder: bool) -> str:
 
 
 def _shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}"
+    return str(value).lower() if isinstance(value, bool | str) else f"{value:g}"
 
 
 def refuse_other_sizes(weights: Weights, arch: dict[str, Any]) -> None:

@@ -61,6 +61,7 @@ class ArchConfig(Section):
     L_layers: Positive
     puzzle_emb_len: Positive
     mlp_t: bool
+    pos_encodings: Literal["rope", "rope2d", "learned"] = "rope"  # configs of runs from before it existed are read
     forward_dtype: Literal["auto", "bfloat16", "float32"]
     canvas: Literal["task", "full"]
     halting: Literal["act", "fixed"]
@@ -74,6 +75,15 @@ class ArchConfig(Section):
             raise ValueError(
                 f"arch.hidden_size={self.hidden_size} must be a multiple of 2 * arch.num_heads={self.num_heads} "
                 "(rotary positions turn pairs of channels)"
+            )
+        if self.pos_encodings == "rope2d" and self.hidden_size % (4 * self.num_heads):
+            raise ValueError(
+                f"arch.pos_encodings=rope2d turns half of each head by the row and half by the column: "
+                f"arch.hidden_size={self.hidden_size} must be a multiple of 4 * arch.num_heads={self.num_heads}"
+            )
+        if self.mlp_t and self.pos_encodings != "rope":
+            raise ValueError(
+                f"arch.mlp_t=true knows positions by itself: arch.pos_encodings={self.pos_encodings} must be rope"
             )
         if self.mlp_t and self.canvas != "full":
             raise ValueError(f"arch.mlp_t=true mixes all {SEQ_LEN} cells: it needs arch.canvas=full")

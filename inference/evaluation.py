@@ -122,7 +122,9 @@ class Measures:
         self.totals.add("lm_loss", terms["lm_loss"], terms["labelled"])
         self.totals.add("full_canvas_reruns", outputs["rerun"])
         if head.model.reads_demonstrations:
-            for name, value in encoder_health(outputs["context"], batch.get("puzzle_groups")).items():
+            for name, value in encoder_health(
+                outputs["context"], batch.get("puzzle_groups"), outputs.get("context_mask")
+            ).items():
                 self.totals.add(name, value)
         return outputs
 

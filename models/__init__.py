@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from config.arch_schema import AnyArch
 from dataset.grids import SEQ_LEN, VOCAB_SIZE
+from dataset.store import DatasetMetadata
 from models.act import RecursiveReasoner
 from models.recursive_reasoning.etrm import TRMWithEncoder
 from models.recursive_reasoning.etrmtrm import TRMWithRecurrentEncoder
@@ -22,7 +24,7 @@ MODELS: dict[str, Callable[[Any, Any], RecursiveReasoner]] = {
 }
 
 
-def create_model(config: Any, metadata: Any) -> RecursiveReasoner:
+def create_model(config: AnyArch, metadata: DatasetMetadata) -> RecursiveReasoner:
     """The model named by `config.name`.
 
     Args:

@@ -6,7 +6,7 @@ gradients stay inside the step. A model differs from another only in how it come
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from config.arch_schema import ArchConfig
+from dataset.batches import DEMONSTRATION_KEYS, Batch
 from models.canvas import full_canvas, task_canvas
 
-Batch = dict[str, Tensor]
 # Optional key of a batch: (B, 2) uniform numbers that decide on exploration; drawn from torch's generator if absent.
 EXPLORATION_KEY = "exploration_draws"
-DEMONSTRATIONS = ("demo_inputs", "demo_labels", "demo_mask")
 
 
 def exploration_draws(seed: int, step: int, global_batch_size: int, slots: slice) -> Float[Tensor, "slots 2"]:
@@ -52,25 +52,41 @@ def where_halted(halted: Bool[Tensor, " batch"], fresh: Tensor, current: Tensor)
     return torch.where(halted.view(-1, *[1] * (current.dim() - 1)), fresh, current)
 
 
+@dataclass(frozen=True)
+class TRMEncoderCarry:
+    """State between ACT steps: the decoder's latents, steps taken, who has halted, and the data of each sample."""
+
+    inner_carry: Any
+    steps: Int[Tensor, " batch"]
+    halted: Bool[Tensor, " batch"]
+    current_data: Batch
+
+
 class RecursiveReasoner(nn.Module, ABC):
     """A context provider and a recursive decoder (`inner`) under ACT.
 
     `forward(carry, batch)` is one ACT step for every sample and returns (new carry, outputs); outputs are `logits`
-    (B, 900, vocab) float32, `q_halt_logits`, `q_continue_logits` (B), `context` (B, T, hidden, detached), `kl_loss`
-    (B). In training a sample that has halted is replaced by the batch's; in evaluation all samples take `max_steps`
-    steps (`rollout`). With `arch.halting=fixed` all halt together at `num_act_steps`: a batch that is given that many
-    times in a row starts with a fresh carry.
+    (B, 900, vocab) float32, `q_halt_logits`, `q_continue_logits` (B), `context` (B, T, hidden, detached), where its
+    length differs from sample to sample also `context_mask` (B, T), `kl_loss` (B). In training a sample that has
+    halted is replaced by the batch's; in evaluation all samples take `max_steps` steps (`rollout`). With
+    `arch.halting=fixed` all halt together at `num_act_steps`: a batch that is given that many times in a row starts
+    with a fresh carry.
     """
 
     inner: Any
     # Whether the context comes from the demonstrations, so that puzzles never seen can be asked about.
     reads_demonstrations = True
     # The keys of a batch that tell the model which puzzle it is: what the shuffled control exchanges.
-    condition_keys: tuple[str, ...] = DEMONSTRATIONS
+    condition_keys: tuple[str, ...] = DEMONSTRATION_KEYS
 
-    def __init__(self, config: Any):
+    def __init__(self, config: ArchConfig):
         super().__init__()
         self.config = config
+
+    @property
+    def context_tokens(self) -> int | None:
+        """Context tokens of every sample; None where that depends on the sample."""
+        return self.config.puzzle_emb_len
 
     @property
     def max_steps(self) -> int:
@@ -86,7 +102,7 @@ class RecursiveReasoner(nn.Module, ABC):
         inputs = batch["inputs"]
         size, device = len(inputs), inputs.device
         return {
-            "inner_carry": self.inner.initial_carry(size, device),
+            "inner_carry": self.inner.initial_carry(size, device, ragged=self._is_ragged),
             "steps": torch.zeros(size, dtype=torch.int32, device=device),
             "halted": torch.ones(size, dtype=torch.bool, device=device),
             "current_data": {key: value for key, value in batch.items() if key != EXPLORATION_KEY},
@@ -113,18 +129,18 @@ class RecursiveReasoner(nn.Module, ABC):
         return task_canvas(data, include_labels=self.training)
 
     def forward(self, carry: Any, batch: Batch) -> tuple[Any, dict[str, Tensor]]:
+        """Replace what has halted, read the demonstrations, take one ACT step."""
+        draws = None
         if self.training:
-            return self._forward_train(carry, batch)
-        data = self._current_data(carry, batch)
-        return self._act_step(carry, data, self.encode(data), self.active_cells(data), None)
-
-    def _forward_train(self, carry: Any, batch: Batch) -> tuple[Any, dict[str, Tensor]]:
-        """One ACT step: replace what has halted, read the demonstrations, reason, decide on halting."""
-        draws = batch.get(EXPLORATION_KEY)
-        if draws is None:
-            draws = torch.rand(len(carry.steps), 2, device=carry.steps.device)
+            draws = batch.get(EXPLORATION_KEY)
+            if draws is None:
+                draws = torch.rand(len(carry.steps), 2, device=carry.steps.device)
         data = self._current_data(carry, batch)
         return self._act_step(carry, data, self.encode(data), self.active_cells(data), draws)
+
+    @property
+    def _is_ragged(self) -> bool:
+        return self.context_tokens != self.config.puzzle_emb_len
 
     @staticmethod
     def _current_data(carry: Any, batch: Batch) -> Batch:
@@ -133,6 +149,13 @@ class RecursiveReasoner(nn.Module, ABC):
     def _act_step(
         self, carry: Any, data: Batch, encoding: Any, active: Bool[Tensor, "batch 900"], draws: Tensor | None
     ) -> tuple[Any, dict[str, Tensor]]:
+        """One ACT step, in training and in evaluation: advance the context, reason, decide on halting.
+
+        Args:
+            encoding: what `encode` makes of the data.
+            active: the cells to compute.
+            draws: decide on exploration; None in evaluation, where every sample takes `max_steps` steps.
+        """
         context, changed, diagnostics = self.advance_context(carry, encoding)
         inner_carry = self.inner.reset_carry(carry.halted, carry.inner_carry)
         inner_carry, logits, (q_halt, q_continue) = self.decode(inner_carry, data, context, active)
@@ -151,6 +174,8 @@ class RecursiveReasoner(nn.Module, ABC):
             "kl_loss": context.kl_loss,
             **diagnostics,
         }
+        if self.context_tokens is None:
+            outputs["context_mask"] = context.mask
         return carry, outputs
 
     @torch.no_grad()
@@ -170,3 +195,13 @@ class RecursiveReasoner(nn.Module, ABC):
         for _ in range(self.max_steps):
             carry, outputs = self._act_step(carry, carry.current_data, encoding, active, None)
             yield outputs
+
+
+class StaticContextReasoner(RecursiveReasoner):
+    """A model whose context is the same at each ACT step for given weights: `encode` gives the `EncoderOutput`."""
+
+    def initial_carry(self, batch: Batch) -> TRMEncoderCarry:
+        return TRMEncoderCarry(**self._fresh_state(batch))
+
+    def advance_context(self, carry: Any, encoding: Any) -> tuple[Any, dict[str, Any], dict[str, Tensor]]:
+        return encoding, {}, {}

@@ -8,10 +8,10 @@ computed in an operator that compilers do not look into.
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from models.packing import Runs, length_runs
+from models.packing import Runs, Segments, length_runs
 
 # Largest number of attention scores held at once in the written-out backward pass.
 SCORES_AT_ONCE = 1 << 26
@@ -29,35 +29,28 @@ def attend(
     q: Float[Tensor, "nq h d"],
     k: Float[Tensor, "nk h d"],
     v: Float[Tensor, "nk h d"],
-    cu_q: Int[Tensor, " s+1"],
-    cu_k: Int[Tensor, " s+1"],
-    max_q: int,
-    max_k: int,
+    segments: Segments,
     *,
     runs: Runs | None = None,
 ) -> Float[Tensor, "nq h d"]:
     """Scaled dot-product attention within each of s packed sequences, without causal mask.
 
-    Sequence i has the queries `cu_q[i]:cu_q[i + 1]` and the keys `cu_k[i]:cu_k[i + 1]`; a query whose sequence has
-    no key gets zeros. On CUDA in half precision this is one packed kernel. Elsewhere sequences of similar length are
-    gathered into padded batches; `runs` says that the rows are arranged so already (`Packing.runs`), which saves
-    gather and scatter.
-
-    Args:
-        cu_q, cu_k: int32 starts of the sequences, and the end of the last.
-        max_q, max_k: upper bounds of the lengths.
+    A query whose sequence has no key gets zeros. On CUDA in half precision this is one packed kernel. Elsewhere
+    sequences of similar length are gathered into padded batches; `runs` says that the rows are arranged so already
+    (`Packing.runs`), which saves gather and scatter.
     """
     if runs is not None:
         return attend_runs(q, k, v, runs.plan, runs.key_is_real)[0]
     if uses_varlen_kernel(q.device, q.dtype):
         from torch.nn.attention.varlen import varlen_attn  # brings the compiler along, more than a second at each start
 
-        out = varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k)
+        cu_q, cu_k = segments.cu_q, segments.cu_k
+        out = varlen_attn(q, k, v, cu_q, cu_k, segments.max_q, segments.max_k)
         assert isinstance(out, Tensor)
         return torch.where((cu_k.diff() > 0).repeat_interleave(cu_q.diff(), output_size=len(q))[:, None, None], out, 0)
     if len(q) == 0:
         return q
-    gathered = length_runs(cu_q, cu_k)
+    gathered = length_runs(segments)
     runs = gathered.runs
     out, _ = attend_runs(q[gathered.q_index], k[gathered.k_index], v[gathered.k_index], runs.plan, runs.key_is_real)
     return torch.zeros_like(q).index_copy(0, gathered.q_index[gathered.q_valid], out[gathered.q_valid])

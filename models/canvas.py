@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from dataset.batches import Batch
 from dataset.grids import CANVAS_SIDE, COLOR_OFFSET, SEQ_LEN
-
-Batch = dict[str, Tensor]
 
 
 def full_canvas(inputs: Tensor) -> Bool[Tensor, "batch 900"]:

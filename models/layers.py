@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from models.attention import attend
-from models.packing import Packing
+from models.packing import Packing, Segments
 
 RMS_EPS = 1e-5
 ROPE_THETA = 10000.0
@@ -69,10 +69,20 @@ class RotaryTable(nn.Module):
 
     def __init__(self, head_dim: int, max_positions: int):
         super().__init__()
-        frequencies = 1.0 / ROPE_THETA ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+        self.head_dim = head_dim
+        for name, values in self._table(max_positions).items():
+            self.register_buffer(name, values, persistent=False)
+
+    def _table(self, max_positions: int) -> dict[str, Tensor]:
+        frequencies = 1.0 / ROPE_THETA ** (torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim)
         angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), frequencies)
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
+        return {"cos": angles.cos(), "sin": angles.sin()}
+
+    def cover(self, num_positions: int) -> None:
+        """Let the table reach to `num_positions` - 1 at least."""
+        if num_positions > len(self.cos):
+            for name, values in self._table(num_positions).items():
+                setattr(self, name, values.to(self.cos))
 
     def forward(self, positions: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n 1 d/2"], Float[Tensor, "n 1 d/2"]]:
         return self.cos[positions].unsqueeze(-2), self.sin[positions].unsqueeze(-2)
@@ -99,14 +109,15 @@ class SelfAttention(nn.Module):
         self.qkv_proj = Linear(hidden_size, 3 * hidden_size)
         self.o_proj = Linear(hidden_size, hidden_size)
 
-    def forward(self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary) -> Float[Tensor, "n hidden"]:
+    def forward(
+        self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary | None
+    ) -> Float[Tensor, "n hidden"]:
         qkv = rearrange(self.qkv_proj(x), "n (three h d) -> n three h d", three=3, h=self.num_heads)
         qk, v = qkv.split([2, 1], dim=1)
         if self.qk_norm:
             qk = rms_norm(qk)
-        q, k = apply_rotary(qk, rotary).unbind(1)
-        cu, longest = packing.cu_seqlens, packing.max_seqlen
-        out = attend(q, k, v.squeeze(1), cu, cu, longest, longest, runs=packing.runs)
+        q, k = (qk if rotary is None else apply_rotary(qk, rotary)).unbind(1)
+        out = attend(q, k, v.squeeze(1), packing.segments, runs=packing.runs)
         return self.o_proj(rearrange(out, "n h d -> n (h d)"))
 
 
@@ -124,14 +135,11 @@ class CrossAttention(nn.Module):
         self,
         x: Float[Tensor, "nq hidden"],
         memory: Float[Tensor, "nk hidden"],
-        cu_q: Int[Tensor, " s+1"],
-        cu_k: Int[Tensor, " s+1"],
-        max_q: int,
-        max_k: int,
+        segments: Segments,
     ) -> Float[Tensor, "nq hidden"]:
         q = rearrange(self.q_proj(x), "n (h d) -> n h d", h=self.num_heads)
         k, v = rearrange(self.kv_proj(memory), "n (two h d) -> two n h d", two=2, h=self.num_heads)
-        out = attend(q, k, v, cu_q, cu_k, max_q, max_k)
+        out = attend(q, k, v, segments)
         return self.o_proj(rearrange(out, "n h d -> n (h d)"))
 
 
@@ -209,7 +217,9 @@ class TransformerBlock(nn.Module):
         self.attn_residual = Residual(hidden_size, norm_style, layer_scale_init, residual_scale)
         self.mlp_residual = Residual(hidden_size, norm_style, layer_scale_init, residual_scale)
 
-    def forward(self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary) -> Float[Tensor, "n hidden"]:
+    def forward(
+        self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary | None
+    ) -> Float[Tensor, "n hidden"]:
         x = self.attn_residual.after(x, self.self_attn(self.attn_residual.before(x), packing, rotary))
         return self.mlp_residual.after(x, self.mlp(self.mlp_residual.before(x)))
 
@@ -226,7 +236,9 @@ class MixerBlock(nn.Module):
         self.mlp_t = SwiGLU(sequence_length, expansion)
         self.mlp = SwiGLU(hidden_size, expansion)
 
-    def forward(self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary) -> Float[Tensor, "n hidden"]:
+    def forward(
+        self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary | None
+    ) -> Float[Tensor, "n hidden"]:
         by_channel = rearrange(x, "(s l) c -> s c l", l=self.sequence_length)
         x = rearrange(rms_norm(by_channel + self.mlp_t(by_channel)), "s c l -> (s l) c")
         return rms_norm(x + self.mlp(x))
@@ -245,10 +257,7 @@ class CrossBlock(nn.Module):
         self,
         x: Float[Tensor, "nq hidden"],
         memory: Float[Tensor, "nk hidden"],
-        cu_q: Int[Tensor, " s+1"],
-        cu_k: Int[Tensor, " s+1"],
-        max_q: int,
-        max_k: int,
+        segments: Segments,
     ) -> Float[Tensor, "nq hidden"]:
-        x = self.residual.after(x, self.cross_attn(x, memory, cu_q, cu_k, max_q, max_k))
+        x = self.residual.after(x, self.cross_attn(x, memory, segments))
         return self.residual.after(x, self.mlp(x))

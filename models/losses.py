@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from config.arch_schema import ArchConfig, CropLossConfig, LossConfig
+from dataset.batches import Batch
 from dataset.grids import EOS, PAD
 from evaluators.eos_utils import compute_exact_match, counted_targets
-from models.act import Batch, RecursiveReasoner
+from models.act import RecursiveReasoner
 
 Q_HALT_WEIGHT = 0.5
 
@@ -60,7 +62,7 @@ class ACTLossHead(nn.Module):
     token of the sample is right", + `kl_weight` × KL.
     """
 
-    def __init__(self, model: RecursiveReasoner, loss_config: Any):
+    def __init__(self, model: RecursiveReasoner, loss_config: LossConfig | CropLossConfig):
         super().__init__()
         self.model = model
         self.token_loss = TOKEN_LOSSES[loss_config.loss_type]
@@ -142,7 +144,7 @@ class CropLossHead(ACTLossHead):
     sample is exact when the cropped prediction equals the cropped target. The other terms are `ACTLossHead`'s.
     """
 
-    def __init__(self, model: RecursiveReasoner, loss_config: Any):
+    def __init__(self, model: RecursiveReasoner, loss_config: CropLossConfig):
         super().__init__(model, loss_config)
         self.include_eos = loss_config.include_eos
 
@@ -153,10 +155,13 @@ class CropLossHead(ACTLossHead):
         return compute_exact_match(logits, labels) & (labels > EOS).any(-1)
 
 
-LOSS_HEADS: dict[str, type[ACTLossHead]] = {"losses@ACTLossHead": ACTLossHead, "losses@CropLossHead": CropLossHead}
+LOSS_HEADS: dict[str, Callable[[RecursiveReasoner, Any], ACTLossHead]] = {
+    "losses@ACTLossHead": ACTLossHead,
+    "losses@CropLossHead": CropLossHead,
+}
 
 
-def create_loss_head(arch: Any, model: RecursiveReasoner) -> ACTLossHead:
+def create_loss_head(arch: ArchConfig, model: RecursiveReasoner) -> ACTLossHead:
     """The loss head named by `arch.loss.name`.
 
     Raises:

@@ -22,6 +22,22 @@ LENGTH_LEVELS = np.array(_LEVELS)
 
 
 @dataclass(frozen=True)
+class Segments:
+    """Which packed queries attend to which packed keys: sequence i has the queries `cu_q[i]:cu_q[i + 1]` and the keys
+    `cu_k[i]:cu_k[i + 1]`.
+
+    Attributes:
+        cu_q, cu_k: int32 starts of the sequences, and the end of the last.
+        max_q, max_k: upper bounds of the lengths.
+    """
+
+    cu_q: Int[Tensor, " s+1"]
+    cu_k: Int[Tensor, " s+1"]
+    max_q: int
+    max_k: int
+
+
+@dataclass(frozen=True)
 class Runs:
     """Sequences of one extent next to each other, run after run.
 
@@ -67,6 +83,17 @@ class Packing:
     max_seqlen: int
     padded_length: int
     runs: Runs | None
+
+    @property
+    def segments(self) -> Segments:
+        """Each sequence attends to itself."""
+        return Segments(self.cu_seqlens, self.cu_seqlens, self.max_seqlen, self.max_seqlen)
+
+    @property
+    def place(self) -> Int[Tensor, " n"]:
+        """Which of its sequence's valid tokens each row holds, from 0; rows that fill up hold the last one."""
+        within = torch.arange(len(self.rows), device=self.rows.device) - self.first_row[self.sequence]
+        return torch.minimum(within, self.lengths[self.sequence] - 1)
 
     @property
     def positions(self) -> Int[Tensor, " n"]:
@@ -124,8 +151,9 @@ def make_runs(sizes: list[tuple[int, int, int]], key_is_real: np.ndarray, device
     return Runs(torch.tensor(sizes, dtype=torch.int64), torch.from_numpy(key_is_real).to(device))
 
 
-def length_runs(cu_q: Int[Tensor, " s+1"], cu_k: Int[Tensor, " s+1"]) -> GatheredRuns:
+def length_runs(segments: Segments) -> GatheredRuns:
     """Group packed sequences by the lengths of their queries and keys; a sequence without either is in no group."""
+    cu_q, cu_k = segments.cu_q, segments.cu_k
     start_q, start_k = cu_q[:-1].cpu().numpy().astype(np.int64), cu_k[:-1].cpu().numpy().astype(np.int64)
     length_q, length_k = cu_q.diff().cpu().numpy(), cu_k.diff().cpu().numpy()
     used = np.flatnonzero((length_q > 0) & (length_k > 0))
@@ -152,13 +180,16 @@ def length_runs(cu_q: Int[Tensor, " s+1"], cu_k: Int[Tensor, " s+1"]) -> Gathere
     )
 
 
-def set_seqlens(
-    num_queries: int, mask: Bool[Tensor, "batch slots"]
-) -> tuple[Int[Tensor, " batch+1"], Int[Tensor, " batch+1"]]:
-    """Starts of `num_queries` queries a sample, and of its valid slots, for cross-attention over `x[mask]`."""
+def ends_of(lengths: Int[Tensor, " s"]) -> Int[Tensor, " s+1"]:
+    """int32 starts of packed sequences of these lengths, and the end of the last."""
+    ends = lengths.cumsum(0).to(torch.int32)
+    return torch.cat([ends.new_zeros(1), ends])
+
+
+def set_segments(num_queries: int, mask: Bool[Tensor, "batch slots"]) -> Segments:
+    """`num_queries` queries a sample, and its valid slots as keys, for cross-attention over `x[mask]`."""
     cu_q = torch.arange(0, (len(mask) + 1) * num_queries, num_queries, dtype=torch.int32, device=mask.device)
-    counts = mask.sum(1).cumsum(0).to(torch.int32)
-    return cu_q, torch.cat([counts.new_zeros(1), counts])
+    return Segments(cu_q, ends_of(mask.sum(1)), num_queries, mask.shape[1])
 
 
 def pack(mask: Bool[Tensor, "s l"], *, by_view: bool) -> Packing:

@@ -24,9 +24,12 @@ def step_metrics(
     ranks = trainer.ranks
     tensors = {key: value for key, value in sums.items() if key.startswith("grad/")}
     if trainer.model.reads_demonstrations and trainer.carry is not None:
-        context = distributed.gather_rows(outputs["context"], ranks)
+        context, mask = outputs["context"], outputs.get("context_mask")
+        if mask is not None:
+            mask = distributed.gather_padded_rows(mask, ranks)
+        context = distributed.gather_padded_rows(context, ranks)
         groups = distributed.gather_rows(trainer.carry.current_data["puzzle_groups"], ranks)
-        tensors |= {f"train/{key}": value for key, value in encoder_health(context, groups).items()}
+        tensors |= {f"train/{key}": value for key, value in encoder_health(context, groups, mask).items()}
     for key in sorted(key for key in outputs if key.startswith("encoder_carry_")):
         tensors[f"train/{key}"] = distributed.gather_rows(outputs[key], ranks).mean()
     values = torch.stack([t.double() for t in tensors.values()]).tolist() if tensors else []

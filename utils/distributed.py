@@ -145,6 +145,16 @@ def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
     return joined
 
 
+def gather_padded_rows(rows: Tensor, ranks: Ranks) -> Tensor:
+    """`gather_rows` of rows (B, T, ...) whose T may differ between ranks: padded with zeros to the largest."""
+    if ranks.world_size == 1:
+        return rows
+    longest = max(gather_lists([rows.shape[1]], ranks))
+    padded = rows.new_zeros(len(rows), longest, *rows.shape[2:])
+    padded[:, : rows.shape[1]] = rows
+    return gather_rows(padded, ranks)
+
+
 def gather_lists(items: list[Any], ranks: Ranks) -> list[Any]:
     """The lists of all ranks joined, on every rank; lengths may differ, and no message holds more than
     `GATHERED_AT_ONCE` items of a rank."""

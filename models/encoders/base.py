@@ -1,18 +1,20 @@
-"""What an encoder returns, and the one registry of encoders.
+"""What an encoder returns, and the registry of encoders.
 
-An encoder reads `demo_inputs`, `demo_labels` (B, K, 900) and `demo_mask` (B, K) and gives T context tokens. A new
+An encoder reads `demo_inputs`, `demo_labels` (B, K, 900) and `demo_mask` (B, K) and gives context tokens. A new
 encoder is one file, whose class says its name with `@encoder("...")`, and one line in `models/encoders/__init__.py`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from config.arch_schema import EncoderArch, EtrmArch, EtrmtrmArch
+from dataset.batches import Demonstrations
 from models.attention import uses_varlen_kernel
 from models.machine import best_dtype
 
@@ -22,16 +24,20 @@ class EncoderOutput:
     """Context for the decoder.
 
     Attributes:
-        context: (B, T, hidden), attached to the graph in training.
-        mask: which context tokens are valid; the decoder needs a first one.
-        positions: rotary position of each context token in the decoder.
+        context: (B, T, hidden), attached to the graph in training; T may differ from batch to batch.
+        mask: which context tokens are valid; the first one is, for it tells whether to halt.
+        positions: the number of each context token, for `pos_encodings: rope`; below the larger of T and
+            `puzzle_emb_len` + 900, where the decoder's cells stand at `puzzle_emb_len` + 0..899.
         kl_loss: KL divergence of each sample, zeros for a deterministic encoder.
+        coordinates: row and column of each context token on the canvas, for the other encodings (None: they are no
+            cells).
     """
 
     context: Float[Tensor, "batch tokens hidden"]
     mask: Bool[Tensor, "batch tokens"]
     positions: Int[Tensor, "batch tokens"]
     kl_loss: Float[Tensor, " batch"]
+    coordinates: Int[Tensor, "batch tokens 2"] | None = None
 
 
 def fixed_length_output(
@@ -47,7 +53,14 @@ def fixed_length_output(
     )
 
 
-def forward_dtype(config: Any) -> torch.dtype:
+class HasDtype(Protocol):
+    """A config that names the dtype of activations."""
+
+    @property
+    def forward_dtype(self) -> str: ...
+
+
+def forward_dtype(config: HasDtype) -> torch.dtype:
     """The dtype that activations are computed in (`arch.forward_dtype`).
 
     A run replaces `auto` by what suits its device (`config.schema.with_dtype`); else it is what suits the machine's.
@@ -64,20 +77,31 @@ def packs_by_view(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 class DemoEncoder(nn.Module, ABC):
-    """An encoder whose context depends on the demonstrations alone."""
+    """An encoder whose context depends on the demonstrations alone.
+
+    num_tokens: how many context tokens every sample has; None where that depends on the sample.
+    """
+
+    def __init__(self, num_tokens: int | None = None):
+        super().__init__()
+        self.num_tokens = num_tokens
 
     @abstractmethod
+    def encode(self, demonstrations: Demonstrations) -> EncoderOutput: ...
+
     def forward(
         self,
         demo_inputs: Int[Tensor, "batch demos 900"],
         demo_labels: Int[Tensor, "batch demos 900"],
         demo_mask: Bool[Tensor, "batch demos"],
-    ) -> EncoderOutput: ...
+    ) -> EncoderOutput:
+        return self.encode(Demonstrations(demo_inputs, demo_labels, demo_mask))
 
 
 # The registries: filled by the decorators below as `models.encoders` imports its modules.
-ENCODERS: dict[str, Callable[[Any], DemoEncoder]] = {}
-RECURRENT_ENCODERS: dict[str, Callable[[Any], Any]] = {}
+ENCODERS: dict[str, Callable[[EtrmArch], DemoEncoder]] = {}
+RECURRENT_ENCODERS: dict[str, Callable[[EtrmtrmArch], Any]] = {}
+AnyEncoderArch = TypeVar("AnyEncoderArch", bound=EncoderArch)
 EncoderClass = TypeVar("EncoderClass", bound=Callable[[Any], nn.Module])
 
 
@@ -100,7 +124,7 @@ def _registering(registry: dict[str, Any], name: str) -> Callable[[EncoderClass]
     return register
 
 
-def create_encoder(config: Any) -> DemoEncoder:
+def create_encoder(config: EtrmArch) -> DemoEncoder:
     """The encoder named by `config.encoder_type`.
 
     Args:
@@ -109,10 +133,10 @@ def create_encoder(config: Any) -> DemoEncoder:
     Raises:
         ValueError: no encoder of that name.
     """
-    return _create(ENCODERS, "encoder_type", config)
+    return _create(ENCODERS, "encoder_type", config.encoder_type, config)
 
 
-def create_recurrent_encoder(config: Any) -> Any:
+def create_recurrent_encoder(config: EtrmtrmArch) -> Any:
     """The recurrent encoder (`BaseRecurrentEncoder`) named by `config.recurrent_encoder_type`.
 
     Args:
@@ -121,11 +145,10 @@ def create_recurrent_encoder(config: Any) -> Any:
     Raises:
         ValueError: no encoder of that name.
     """
-    return _create(RECURRENT_ENCODERS, "recurrent_encoder_type", config)
+    return _create(RECURRENT_ENCODERS, "recurrent_encoder_type", config.recurrent_encoder_type, config)
 
 
-def _create(registry: dict[str, Any], key: str, config: Any) -> Any:
-    name = getattr(config, key)
+def _create(registry: dict[str, Callable[[AnyEncoderArch], Any]], key: str, name: str, config: AnyEncoderArch) -> Any:
     if name not in registry:
         raise ValueError(f"arch.{key} '{name}' is not one of {', '.join(registry)}")
     return registry[name](config)

@@ -1,12 +1,10 @@
 """Hybrid encoders: the deep LPN-style grid encoder under the standard encoder's set encoder."""
 
-from typing import Any
-
-from jaxtyping import Bool, Int
-from torch import Tensor
-
+from config.arch_schema import EtrmArch
+from dataset.batches import Demonstrations
 from models.encoders.base import EncoderOutput, encoder, fixed_length_output
-from models.encoders.lpn import ContextProjection, GaussianLatent, LpnGridEncoder
+from models.encoders.grid import LpnGridEncoder
+from models.encoders.lpn import ContextProjection, GaussianLatent
 from models.encoders.standard import StandardDemoEncoder
 from models.layers import rms_norm
 
@@ -15,7 +13,7 @@ from models.layers import rms_norm
 class HybridEncoder(StandardDemoEncoder):
     """`hybrid_standard`: `LpnGridEncoder`, then `DemoSetEncoder`."""
 
-    def __init__(self, config: Any):
+    def __init__(self, config: EtrmArch):
         super().__init__(config, LpnGridEncoder(config))
 
 
@@ -24,17 +22,12 @@ class HybridVariationalEncoder(HybridEncoder):
     """`hybrid_variational`: the normed mean of the hybrid's tokens gives one Gaussian latent of hidden size, whose
     sample is projected to the context tokens."""
 
-    def __init__(self, config: Any):
+    def __init__(self, config: EtrmArch):
         super().__init__(config)
         self.latent = GaussianLatent(config.hidden_size, config.hidden_size)
         self.context = ContextProjection(config.hidden_size, config)
 
-    def forward(
-        self,
-        demo_inputs: Int[Tensor, "batch demos 900"],
-        demo_labels: Int[Tensor, "batch demos 900"],
-        demo_mask: Bool[Tensor, "batch demos"],
-    ) -> EncoderOutput:
-        tokens = super().forward(demo_inputs, demo_labels, demo_mask).context
+    def encode(self, demonstrations: Demonstrations) -> EncoderOutput:
+        tokens = super().encode(demonstrations).context
         latent, kl = self.latent(rms_norm(tokens.mean(1)))
         return fixed_length_output(self.context(latent), kl)

@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from models.encoders.standard import DemoGridEncoder
+from config.arch_schema import EtrmtrmArch
+from dataset.batches import Demonstrations
+from models.encoders.grid import DemoGridEncoder
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,14 @@ class PairEncoding:
 class BaseRecurrentEncoder(nn.Module, ABC):
     """Demonstrations are encoded pair by pair as in `DemoGridEncoder`; `update` then moves the latent by one ACT step.
 
-    `forward` returns only the new carry, attached to the graph; the context is `carry.get_context()`.
+    `forward` returns only the new carry, attached to the graph; the context is `carry.get_context()`. `num_tokens` is
+    how many tokens that has for every sample, as in `DemoEncoder`.
     """
 
-    def __init__(self, config: Any):
+    def __init__(self, config: EtrmtrmArch):
         super().__init__()
         self.config = config
+        self.num_tokens: int | None = config.puzzle_emb_len
         self.grid_encoder = DemoGridEncoder(config)
 
     @abstractmethod
@@ -63,14 +67,9 @@ class BaseRecurrentEncoder(nn.Module, ABC):
     def update(self, carry: Any, encoding: PairEncoding) -> Any:
         """The carry after one ACT step."""
 
-    def encode_pairs(
-        self,
-        demo_inputs: Int[Tensor, "batch demos 900"],
-        demo_labels: Int[Tensor, "batch demos 900"],
-        demo_mask: Bool[Tensor, "batch demos"],
-    ) -> PairEncoding:
+    def encode_pairs(self, demonstrations: Demonstrations) -> PairEncoding:
         """The part that does not depend on the carry."""
-        return PairEncoding(self.grid_encoder(demo_inputs, demo_labels, demo_mask), demo_mask)
+        return PairEncoding(self.grid_encoder(demonstrations), demonstrations.mask)
 
     def forward(
         self,
@@ -79,7 +78,7 @@ class BaseRecurrentEncoder(nn.Module, ABC):
         demo_labels: Int[Tensor, "batch demos 900"],
         demo_mask: Bool[Tensor, "batch demos"],
     ) -> Any:
-        return self.update(carry, self.encode_pairs(demo_inputs, demo_labels, demo_mask))
+        return self.update(carry, self.encode_pairs(Demonstrations(demo_inputs, demo_labels, demo_mask)))
 
     def smoothed(self, previous: Tensor, updated: Tensor) -> Tensor:
         """`encoder_state_ema` of the previous latent (which carries no gradient) and the rest of the updated one."""

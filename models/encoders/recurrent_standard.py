@@ -1,16 +1,15 @@
 """Variant A: one latent, one cross-attention update for each ACT step."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from config.arch_schema import EtrmtrmArch
 from models.act import where_halted
 from models.encoders.base import forward_dtype, recurrent_encoder
 from models.encoders.recurrent_base import BaseRecurrentEncoder, PairEncoding, RecurrentEncoderCarry
 from models.layers import CrossBlock, trunc_normal_
-from models.packing import set_seqlens
+from models.packing import set_segments
 
 
 @recurrent_encoder("recurrent_standard")
@@ -20,7 +19,7 @@ class RecurrentAggregationEncoder(BaseRecurrentEncoder):
     `z_e_init` starts at std 1: at the 0.02 of `DemoSetEncoder`'s queries the first norm would leave the tokens alike.
     """
 
-    def __init__(self, config: Any):
+    def __init__(self, config: EtrmtrmArch):
         super().__init__(config)
         self.dtype = forward_dtype(config)
         self.z_e_init = nn.Parameter(trunc_normal_(torch.empty(config.puzzle_emb_len, config.hidden_size), 1.0))
@@ -36,7 +35,6 @@ class RecurrentAggregationEncoder(BaseRecurrentEncoder):
 
     def update(self, carry: RecurrentEncoderCarry, encoding: PairEncoding) -> RecurrentEncoderCarry:
         tokens = carry.z_e.shape[1]
-        cu_q, cu_k = set_seqlens(tokens, encoding.mask)
         memory = encoding.pairs[encoding.mask]
-        z_e = self.aggregate(carry.z_e.flatten(0, 1), memory, cu_q, cu_k, tokens, encoding.mask.shape[1])
+        z_e = self.aggregate(carry.z_e.flatten(0, 1), memory, set_segments(tokens, encoding.mask))
         return RecurrentEncoderCarry(self.smoothed(carry.z_e, z_e.view_as(carry.z_e)))

@@ -1,16 +1,16 @@
 """Variant B: an encoder that reasons as TRM does, with a slow and a fast latent and loops of its own."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from config.arch_schema import EtrmtrmArch
 from models.act import where_halted
 from models.encoders.base import forward_dtype, packs_by_view, recurrent_encoder
 from models.encoders.recurrent_base import BaseRecurrentEncoder, PairEncoding, TRMStyleEncoderCarry
-from models.layers import Rotary, RotaryTable, TransformerBlock, trunc_normal_
+from models.layers import Rotary, TransformerBlock, trunc_normal_
 from models.packing import Packing, pack_all
+from models.positions import create_position_encoding
 
 
 @recurrent_encoder("trm_style")
@@ -25,7 +25,7 @@ class TRMStyleEncoder(BaseRecurrentEncoder):
     H_init: Tensor
     L_init: Tensor
 
-    def __init__(self, config: Any):
+    def __init__(self, config: EtrmtrmArch):
         super().__init__(config)
         hidden, heads = config.hidden_size, config.num_heads
         self.dtype = forward_dtype(config)
@@ -33,7 +33,7 @@ class TRMStyleEncoder(BaseRecurrentEncoder):
             TransformerBlock(hidden, heads, config.expansion, residual_scale=config.encoder_residual_scale)
             for _ in range(config.encoder_l_layers)
         )
-        self.rotary = RotaryTable(hidden // heads, config.puzzle_emb_len)
+        self.position_encoding = create_position_encoding(config.pos_encodings, hidden, heads, config.puzzle_emb_len)
         for name in ("H_init", "L_init"):
             self.register_buffer(name, trunc_normal_(torch.empty(config.puzzle_emb_len, hidden), 1.0))
 
@@ -53,7 +53,7 @@ class TRMStyleEncoder(BaseRecurrentEncoder):
         mean = torch.where(mask, encoding.pairs, 0).sum(1) / mask.sum(1).clamp(min=1)
         demo_input = mean.to(self.dtype).repeat_interleave(tokens, dim=0)
         packing = pack_all(batch, tokens, mask.device, by_view=packs_by_view(mask.device, self.dtype))
-        rotary = self.rotary(packing.positions)
+        rotary = self.position_encoding.rotary(self.position_encoding.of_tokens(packing.positions))
         z_H, z_L = self._reason(carry.z_e_H.flatten(0, 1), carry.z_e_L.flatten(0, 1), demo_input, packing, rotary)
         return TRMStyleEncoderCarry(
             self.smoothed(carry.z_e_H, z_H.view(batch, tokens, hidden)),
@@ -61,7 +61,7 @@ class TRMStyleEncoder(BaseRecurrentEncoder):
         )
 
     def _reason(
-        self, z_H: Tensor, z_L: Tensor, demo_input: Tensor, packing: Packing, rotary: Rotary
+        self, z_H: Tensor, z_L: Tensor, demo_input: Tensor, packing: Packing, rotary: Rotary | None
     ) -> tuple[Float[Tensor, "n hidden"], Float[Tensor, "n hidden"]]:
         """The loops; gradients of the last H cycle only, or of all (`encoder_grad_cycles`)."""
 

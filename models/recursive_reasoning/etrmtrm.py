@@ -6,10 +6,13 @@ from typing import Any
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from models.act import Batch, RecursiveReasoner
+from config.arch_schema import EtrmtrmArch
+from dataset.batches import Batch, Demonstrations
+from models.act import RecursiveReasoner
 from models.encoders.base import EncoderOutput, create_recurrent_encoder, fixed_length_output
 from models.encoders.recurrent_base import PairEncoding, RecurrentEncoderCarry, TRMStyleEncoderCarry
-from models.recursive_reasoning.trm import TRMEncoderInner, TRMEncoderInnerCarry
+from models.recursive_reasoning.carry import InnerCarry
+from models.recursive_reasoning.decoder import TRMEncoderInner
 
 EncoderCarry = RecurrentEncoderCarry | TRMStyleEncoderCarry
 
@@ -19,7 +22,7 @@ class ETRMTRMCarry:
     """State between ACT steps: the encoder's latents, the decoder's, steps taken, who has halted, and the data."""
 
     encoder_carry: EncoderCarry
-    inner_carry: TRMEncoderInnerCarry
+    inner_carry: InnerCarry
     steps: Int[Tensor, " batch"]
     halted: Bool[Tensor, " batch"]
     current_data: Batch
@@ -42,7 +45,9 @@ class TRMWithRecurrentEncoder(RecursiveReasoner):
     The context of a step is attached to the graph; only the carry that leaves the model is detached.
     """
 
-    def __init__(self, config: Any):
+    config: EtrmtrmArch
+
+    def __init__(self, config: EtrmtrmArch):
         super().__init__(config)
         self.encoder = create_recurrent_encoder(config)
         self.inner = TRMEncoderInner(config)
@@ -53,8 +58,12 @@ class TRMWithRecurrentEncoder(RecursiveReasoner):
         inputs = batch["inputs"]
         return ETRMTRMCarry(self.encoder.initial_carry(len(inputs), inputs.device), **self._fresh_state(batch))
 
+    @property
+    def context_tokens(self) -> int | None:
+        return self.encoder.num_tokens
+
     def encode(self, data: Batch) -> PairEncoding:
-        return self.encoder.encode_pairs(data["demo_inputs"], data["demo_labels"], data["demo_mask"])
+        return self.encoder.encode_pairs(Demonstrations.of(data))
 
     def advance_context(
         self, carry: ETRMTRMCarry, encoding: PairEncoding

@@ -13,11 +13,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from models.act import Batch, RecursiveReasoner
+from config.arch_schema import HybridArch
+from dataset.batches import Batch
+from models.act import StaticContextReasoner
 from models.encoders.base import EncoderOutput, packs_by_view
 from models.layers import CrossBlock, Linear, rms_norm
-from models.packing import Packing, pack
-from models.recursive_reasoning.trm import RecursiveDecoder, TRMEncoderCarry, TRMEncoderInnerCarry
+from models.packing import Packing, Segments, ends_of, pack
+from models.recursive_reasoning.carry import TRMEncoderInnerCarry
+from models.recursive_reasoning.decoder import RecursiveDecoder
 from models.text_reasoning import TextReasoningModule
 
 
@@ -42,6 +45,7 @@ class HybridTRMConfig:
     expansion: float = 4
     puzzle_emb_len: int = 0
     mlp_t: bool = False
+    pos_encodings: str = "rope"
     forward_dtype: str = "bfloat16"
     canvas: str = "task"
     halting: str = "act"
@@ -51,7 +55,7 @@ class HybridTRMConfig:
     conditioning: Literal["z_init", "cross_attention"] = "z_init"
 
     @classmethod
-    def from_arch(cls, arch: Any) -> "HybridTRMConfig":
+    def from_arch(cls, arch: HybridArch) -> "HybridTRMConfig":
         """The decoder's part of an `arch` config; what is None there has its default."""
         values = {field.name: getattr(arch, field.name) for field in fields(cls)}
         return cls(**{name: value for name, value in values.items() if value is not None})
@@ -62,7 +66,7 @@ class HybridTRMConfig:
         return self.num_act_steps if self.halting == "fixed" else self.halt_max_steps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TextContext(EncoderOutput):
     """What the language model made of each task. `context` is z_init as one token; `memory` are all hidden states."""
 
@@ -79,6 +83,7 @@ class HybridTRM_Inner(RecursiveDecoder):
     """
 
     carry_type = HybridTRMInnerCarry
+    config: HybridTRMConfig
 
     def __init__(self, config: HybridTRMConfig):
         super().__init__(config)
@@ -114,11 +119,11 @@ class HybridTRM_Inner(RecursiveDecoder):
         if active is None:
             active = torch.ones_like(tokens, dtype=torch.bool)
         packing = pack(active, by_view=packs_by_view(tokens.device, self.dtype))
-        x, rotary = self._input_embeddings(z_init, tokens, packing), self.rotary(packing.positions)
+        places = self.position_encoding.of_cells(packing.positions, 0)
+        x, rotary = self._placed(self._input_embeddings(z_init, tokens, packing), places)
         read_memory = self._memory_reader(memory, memory_mask, packing)
-        z_H, z_L = packing.gather(carry.z_H), packing.gather(carry.z_L)
-        z_H, z_L = self._reason(z_H, z_L, x, packing, rotary, read_memory)
-        return self._carried(carry, z_H, z_L, packing), self._logits(z_H, packing), self._halting(packing.mean(z_H))
+        z_H, z_L = self._reason(*carry.rows(packing), x, packing, rotary, read_memory)
+        return carry.updated(z_H, z_L, packing), self._logits(z_H, packing), self._halting(packing.mean(z_H))
 
     def _input_embeddings(
         self,
@@ -147,14 +152,11 @@ class HybridTRM_Inner(RecursiveDecoder):
         sample = packing.sequence[packing.cu_seqlens[:-1].long()]  # packed sequences stand in another order
         mask = memory_mask[sample]
         tokens = self.memory_projection(self._unit_rms(memory[sample][mask]))
-        ends = mask.sum(1).cumsum(0).to(torch.int32)
-        cu_k = torch.cat([ends.new_zeros(1), ends])
-        return lambda z: self.memory_block(
-            z, tokens, packing.cu_seqlens, cu_k, packing.max_seqlen, memory_mask.shape[1]
-        )
+        segments = Segments(packing.cu_seqlens, ends_of(mask.sum(1)), packing.max_seqlen, memory_mask.shape[1])
+        return lambda z: self.memory_block(z, tokens, segments)
 
 
-class HybridTRMModel(RecursiveReasoner):
+class HybridTRMModel(StaticContextReasoner):
     """Task as text → frozen `text_module` → z_init → `inner`.
 
     A batch brings `z_init` (B, text_hidden), and with `conditioning: cross_attention` also `text_states`
@@ -165,13 +167,10 @@ class HybridTRMModel(RecursiveReasoner):
     condition_keys = ("z_init", "text_states", "text_mask", "text_tokens")
     inner: HybridTRM_Inner
 
-    def __init__(self, config: Any, text_module: TextReasoningModule | None = None):
+    def __init__(self, config: HybridArch, text_module: TextReasoningModule | None = None):
         super().__init__(config)
         self.text_module = text_module
         self.inner = HybridTRM_Inner(HybridTRMConfig.from_arch(config))
-
-    def initial_carry(self, batch: Batch) -> TRMEncoderCarry:
-        return TRMEncoderCarry(**self._fresh_state(batch))
 
     def encode(self, data: Batch) -> TextContext:
         """Raises ValueError if the batch brings neither latents nor texts that a language model here could read."""
@@ -198,8 +197,3 @@ class HybridTRMModel(RecursiveReasoner):
     ) -> tuple[Any, Tensor, tuple[Tensor, Tensor]]:
         memory = {"memory": context.memory, "memory_mask": context.memory_mask}
         return self.inner(inner_carry, context.z_init, data["inputs"], active=active, **memory)
-
-    def advance_context(
-        self, carry: TRMEncoderCarry, encoding: TextContext
-    ) -> tuple[TextContext, dict[str, Any], dict[str, Tensor]]:
-        return encoding, {}, {}

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from benchmarks.padded import padded_form
 from config.schema import TrainConfig
+from dataset.batches import Batch
 from dataset.store import PuzzleStore
 from models import create_model
-from models.act import Batch, RecursiveReasoner
+from models.act import RecursiveReasoner
 from models.losses import create_loss_head
 from tests.conftest import small_batch
 

@@ -84,3 +84,22 @@ def test_health_of_half_precision_is_computed_in_float32() -> None:
     exact = large.double().numpy()
     assert float(health["encoder_output_mean"]) == pytest.approx(exact.mean(), rel=1e-5)
     assert float(health["encoder_cross_sample_var"]) == pytest.approx(exact.var(axis=0, ddof=1).mean(), rel=1e-3)
+
+
+def test_only_valid_tokens_count() -> None:
+    """With every token valid, the figures are those without a mask; what is not valid changes none of them."""
+    torch.manual_seed(0)
+    context, groups = torch.randn(6, 5, 8), torch.tensor([0, 0, 1, 1, 1, 2])
+    plain, masked = encoder_health(context, groups), encoder_health(context, groups, torch.ones(6, 5, dtype=torch.bool))
+    for name, value in plain.items():
+        torch.testing.assert_close(masked[name], value, msg=name)
+    mask = torch.arange(5) < torch.tensor([5, 3, 1, 4, 2, 5])[:, None]
+    valid = encoder_health(torch.where(mask[..., None], context, float("nan")), groups, mask)
+    other = encoder_health(torch.where(mask[..., None], context, 100.0), groups, mask)
+    for name, value in valid.items():
+        assert torch.isfinite(value), name
+        assert torch.equal(value, other[name]), name
+    tokens = context[mask]
+    torch.testing.assert_close(valid["encoder_output_std"], tokens.std())
+    by_token = torch.stack([context[mask[:, t], t].var(dim=0).mean() for t in range(5)]).mean()
+    torch.testing.assert_close(valid["encoder_cross_sample_var"], by_token)

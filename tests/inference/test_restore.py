@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from checkpoints.checkpoint import CheckpointError
+from dataset.batches import DEMONSTRATION_KEYS
 from dataset.controls import ShuffledConditions
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.store import DatasetError, PuzzleStore
 from inference.evaluate_cli import evaluate_checkpoint
-from models.act import DEMONSTRATIONS
 
 ROOT = Path(__file__).parents[2]
 Train = Callable[..., Path]
@@ -55,7 +55,7 @@ def test_shuffling_changes_the_loss_and_nothing_else_of_the_queries(run: Path) -
 
 def test_shuffled_queries_have_another_puzzles_demonstrations(store: PuzzleStore) -> None:
     options = {"batch_size": 64, "max_groups": 7, "max_augmentations": 3}
-    shuffled = ShuffledConditions(store, keys=DEMONSTRATIONS, **options)
+    shuffled = ShuffledConditions(store, keys=DEMONSTRATION_KEYS, **options)
     plain = FewshotEvalDataset(store, **options)
     donors = plain.query_row[shuffled.donor]
     assert (donors != plain.query_row).all()
@@ -64,12 +64,12 @@ def test_shuffled_queries_have_another_puzzles_demonstrations(store: PuzzleStore
     one, other = plain.queries(indices), shuffled.queries(indices)
     donated = plain.queries(shuffled.donor)
     for key, value in other.items():
-        assert torch.equal(value, donated[key] if key in DEMONSTRATIONS else one[key]), key
+        assert torch.equal(value, donated[key] if key in DEMONSTRATION_KEYS else one[key]), key
 
 
 def test_a_single_puzzle_cannot_be_shuffled(store: PuzzleStore) -> None:
     with pytest.raises(DatasetError, match="needs two puzzles"):
-        ShuffledConditions(store, keys=DEMONSTRATIONS, batch_size=4, max_groups=1)
+        ShuffledConditions(store, keys=DEMONSTRATION_KEYS, batch_size=4, max_groups=1)
 
 
 def test_a_trm_refuses_another_data_set_and_a_reading_model_takes_it(

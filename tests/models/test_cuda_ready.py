@@ -97,7 +97,7 @@ def compiled_packing(store: PuzzleStore, number: int, inner: Any) -> tuple[Packi
     mask = torch.cat([torch.ones(6, 16, dtype=torch.bool), active], dim=1)
     packing = pack(mask, by_view=True)
     x = torch.randn(len(packing.rows), 32)
-    return packing, x, inner.inner.rotary(packing.positions)
+    return packing, x, inner.inner.position_encoding.rotary(packing.positions)
 
 
 def test_the_recursion_compiles_as_one_graph_and_never_again(shrunk_config: Load, store: PuzzleStore) -> None:

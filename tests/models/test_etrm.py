@@ -16,7 +16,7 @@ from models.act import EXPLORATION_KEY, decide_halting, exploration_draws
 from models.canvas import task_canvas
 from models.encoders.base import fixed_length_output
 from models.losses import create_loss_head
-from models.recursive_reasoning.trm import TRMEncoderInner
+from models.recursive_reasoning.decoder import TRMEncoderInner
 from tests.reference import decoder_step, standard_context
 
 Load = Callable[..., TrainConfig]

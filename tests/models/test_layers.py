@@ -19,7 +19,7 @@ from models.layers import (
     swiglu_width,
     trunc_normal_,
 )
-from models.packing import pack, pack_all
+from models.packing import Segments, pack, pack_all
 
 lengths_strategy = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=7)
 
@@ -49,7 +49,7 @@ def test_attend_equals_a_loop_over_sequences_forward_and_backward(lengths: list[
     q, k, v = (
         torch.randn(int(n), 2, 8, generator=generator, requires_grad=True) for n in (cu_q[-1], cu_k[-1], cu_k[-1])
     )
-    out = attend(q, k, v, cu_q, cu_k, 40, 40)
+    out = attend(q, k, v, Segments(cu_q, cu_k, 40, 40))
     parts = [
         naive_attention(q[cu_q[i] : cu_q[i + 1]], k[cu_k[i] : cu_k[i + 1]], v[cu_k[i] : cu_k[i + 1]])
         for i in range(len(lengths))
@@ -83,7 +83,7 @@ def test_packed_attention_sees_only_its_own_sequence_and_scatter_inverts_gather(
     padded = torch.randn(len(lengths), 60, 2, 4)
     x = packing.gather(padded)
     cu, longest = packing.cu_seqlens, packing.max_seqlen
-    out = attend(x, x, x, cu, cu, longest, longest, runs=packing.runs) if len(x) else x
+    out = attend(x, x, x, Segments(cu, cu, longest, longest), runs=packing.runs) if len(x) else x
     scattered = packing.scatter(out, torch.zeros_like(padded))
     for row in range(len(lengths)):
         tokens = padded[row][mask[row]]
@@ -132,7 +132,7 @@ def test_dead_rows_of_a_packing_pass_no_gradient() -> None:
     padded = torch.randn(4, 30, 1, 4, requires_grad=True)
     x = packing.gather(padded)
     x.retain_grad()
-    out = attend(x, x, x, packing.cu_seqlens, packing.cu_seqlens, 30, 30, runs=packing.runs)
+    out = attend(x, x, x, packing.segments, runs=packing.runs)
     packing.scatter(out, torch.zeros(4, 30, 1, 4)).square().sum().backward()
     dead = torch.ones(len(x), dtype=torch.bool)
     dead[packing.live] = False

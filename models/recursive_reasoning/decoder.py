@@ -1,0 +1,241 @@
+"""The recursive decoder of "Less is More: Recursive Reasoning with Tiny Networks" (arXiv 2510.04871).
+
+Two latents, z_H (the answer) and z_L (the reasoning), are refined by one small network, `L_level`, over the sequence
+[context ; 900 cells]. Only the valid context tokens and the active cells are computed, as packed rows; the context may
+have any length, which may differ from sample to sample (`models/recursive_reasoning/carry.py`).
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from dataset.batches import Batch
+from dataset.grids import PAD, SEQ_LEN, VOCAB_SIZE
+from models.encoders.base import EncoderOutput, fixed_length_output, forward_dtype, packs_by_view
+from models.layers import Linear, MixerBlock, Rotary, TokenEmbedding, TransformerBlock, trunc_normal_
+from models.packing import Packing, pack
+from models.positions import create_position_encoding
+from models.recursive_reasoning.carry import InnerCarry, RaggedInnerCarry, TRMEncoderInnerCarry
+
+# Logit of PAD at cells that are not computed, where all other logits are 0: their prediction is PAD.
+OUTSIDE_PAD_LOGIT = 16.0
+Q_HEAD_BIAS = -5.0
+
+
+class DecoderConfig(Protocol):
+    """What a decoder reads of an `arch` config."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def expansion(self) -> float: ...
+    @property
+    def H_cycles(self) -> int: ...
+    @property
+    def L_cycles(self) -> int: ...
+    @property
+    def L_layers(self) -> int: ...
+    @property
+    def puzzle_emb_len(self) -> int: ...
+    @property
+    def mlp_t(self) -> bool: ...
+    @property
+    def forward_dtype(self) -> str: ...
+    @property
+    def pos_encodings(self) -> str: ...
+
+
+class ReasoningLevel(nn.Module):
+    """`L_level`: add the injection, then run the blocks."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        if config.mlp_t:
+            length = config.puzzle_emb_len + SEQ_LEN
+            blocks = [MixerBlock(config.hidden_size, length, config.expansion) for _ in range(config.L_layers)]
+        else:
+            blocks = [
+                TransformerBlock(config.hidden_size, config.num_heads, config.expansion) for _ in range(config.L_layers)
+            ]
+        self.layers = nn.ModuleList(blocks)
+
+    def forward(
+        self,
+        h: Float[Tensor, "n hidden"],
+        injection: Float[Tensor, "n hidden"],
+        packing: Packing,
+        rotary: Rotary | None,
+    ) -> Float[Tensor, "n hidden"]:
+        h = h + injection
+        for layer in self.layers:
+            h = layer(h, packing, rotary)
+        return h
+
+
+class QHead(nn.Linear):
+    """Halting logits (halt, continue) of one token or mean, float32; starts at weight 0, bias -5."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__(hidden_size, 2)
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.constant_(self.bias, Q_HEAD_BIAS)
+
+
+class RecursiveDecoder(nn.Module):
+    """What every decoder shares: token table, `L_level`, heads, initial latents, and the recursion over packed rows."""
+
+    H_init: Tensor
+    L_init: Tensor
+    carry_type: type[TRMEncoderInnerCarry] = TRMEncoderInnerCarry
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.config = config
+        hidden, num_slots = config.hidden_size, config.puzzle_emb_len + SEQ_LEN
+        self.dtype = forward_dtype(config)
+        self.embed_tokens = TokenEmbedding(VOCAB_SIZE, hidden)
+        self.L_level = ReasoningLevel(config)
+        self.lm_head = Linear(hidden, VOCAB_SIZE)
+        self.q_head = QHead(hidden)
+        self.position_encoding = create_position_encoding(config.pos_encodings, hidden, config.num_heads, num_slots)
+        self.register_buffer("H_init", trunc_normal_(torch.empty(hidden), 1.0))
+        self.register_buffer("L_init", trunc_normal_(torch.empty(hidden), 1.0))
+
+    def _initial_latents(self, device: torch.device | None = None) -> tuple[Float[Tensor, " hidden"], ...]:
+        return tuple(init.to(device or init.device, self.dtype) for init in (self.H_init, self.L_init))
+
+    def initial_carry(self, batch_size: int, device: torch.device, *, ragged: bool = False) -> InnerCarry:
+        """The latents at the start of reasoning.
+
+        Args:
+            ragged: for contexts of other lengths than `puzzle_emb_len`.
+        """
+        H_init, L_init = self._initial_latents(device)
+        if ragged:
+            return RaggedInnerCarry.initial(batch_size, H_init, L_init)
+        shape = (batch_size, self.config.puzzle_emb_len + SEQ_LEN, self.config.hidden_size)
+        return self.carry_type(H_init.expand(shape).contiguous(), L_init.expand(shape).contiguous())
+
+    def reset_carry(self, reset_flag: Bool[Tensor, " batch"], carry: InnerCarry) -> InnerCarry:
+        """The initial latents where `reset_flag`, else the carry's."""
+        return carry.reset(reset_flag, *self._initial_latents())
+
+    def _reason(
+        self,
+        z_H: Tensor,
+        z_L: Tensor,
+        x: Tensor,
+        packing: Packing,
+        rotary: Rotary | None,
+        read_memory: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Float[Tensor, "n hidden"], Float[Tensor, "n hidden"]]:
+        """`H_cycles` times: `L_cycles` times z_L = L_level(z_L, z_H + x), then z_H = L_level(z_H, z_L).
+
+        Only the last cycle has a gradient. z_H takes z_L through `read_memory`, where there is one.
+        """
+        for cycle in range(self.config.H_cycles):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and cycle == self.config.H_cycles - 1):
+                for _ in range(self.config.L_cycles):
+                    z_L = self.L_level(z_L, z_H + x, packing, rotary)
+                z_H = self.L_level(z_H, z_L if read_memory is None else read_memory(z_L), packing, rotary)
+        return z_H, z_L
+
+    def _logits(self, z_H: Tensor, packing: Packing) -> Float[Tensor, "batch slots vocab"]:
+        """Logits of all slots, float32; PAD where nothing is computed."""
+        logits = z_H.new_zeros(len(packing.lengths), packing.padded_length, VOCAB_SIZE, dtype=torch.float32)
+        logits[..., PAD] = OUTSIDE_PAD_LOGIT
+        return packing.scatter(self.lm_head(z_H).float(), logits)
+
+    def _halting(
+        self, features: Float[Tensor, "batch hidden"]
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        q_halt, q_continue = self.q_head(features.to(self.q_head.weight.dtype)).unbind(-1)
+        return q_halt, q_continue
+
+    def _placed(self, x: Float[Tensor, "n hidden"], places: Tensor) -> tuple[Tensor, Rotary | None]:
+        """The rows with what tells where they stand, and what turns queries and keys."""
+        embedding = self.position_encoding.embedding(places, self.dtype)
+        if embedding is not None:
+            x = x + self.config.hidden_size**0.5 * embedding
+        return x, self.position_encoding.rotary(places)
+
+
+class TRMEncoderInner(RecursiveDecoder):
+    """The decoder behind context tokens: one ACT step of H and L cycles, of which the last H cycle has a gradient."""
+
+    def forward(
+        self,
+        carry: InnerCarry,
+        batch: Batch,
+        context: EncoderOutput | Float[Tensor, "batch tokens hidden"],
+        active: Bool[Tensor, "batch 900"] | None = None,
+    ) -> tuple[
+        InnerCarry,
+        Float[Tensor, "batch 900 vocab"],
+        tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]],
+    ]:
+        """One ACT step.
+
+        Args:
+            batch: `inputs` (B, 900).
+            context: a plain tensor means tokens that are all valid, at positions 0..T-1.
+            active: the cells to compute (None: all).
+
+        Returns:
+            The detached new carry; logits (float32), PAD outside the active cells; the halt and continue logits.
+
+        Raises:
+            ValueError: `mlp_t`, which mixes positions, with another number of context tokens than its own.
+        """
+        if isinstance(context, Tensor):
+            context = fixed_length_output(context)
+        num_context = context.context.shape[1]
+        tokens = batch["inputs"].int()
+        if active is None:
+            active = torch.ones_like(tokens, dtype=torch.bool)
+        carry = self._fitting(carry, num_context)
+        packing = pack(torch.cat([context.mask, active], dim=1), by_view=packs_by_view(tokens.device, self.dtype))
+        x, rotary = self._inputs(tokens, context, packing)
+        z_H, z_L = self._reason(*carry.rows(packing), x, packing, rotary)
+        logits = self._logits(z_H, packing)[:, num_context:]
+        return carry.updated(z_H, z_L, packing), logits, self._halting(z_H[packing.first_row])
+
+    def _fitting(self, carry: InnerCarry, num_context: int) -> InnerCarry:
+        """The carry; a padded one whose slots are not this context's starts afresh as a ragged one."""
+        if isinstance(carry, RaggedInnerCarry) or num_context == self.config.puzzle_emb_len:
+            return carry
+        if self.config.mlp_t:
+            raise ValueError(
+                f"arch.mlp_t=true mixes {self.config.puzzle_emb_len} context tokens with the cells; the context has "
+                f"{num_context}"
+            )
+        return RaggedInnerCarry.initial(len(carry.z_H), *self._initial_latents())
+
+    def _inputs(
+        self, tokens: Int[Tensor, "batch 900"], context: EncoderOutput, packing: Packing
+    ) -> tuple[Float[Tensor, "n hidden"], Rotary | None]:
+        """√hidden · [context ; token embeddings] of the packed rows, placed."""
+        batch, num_context, hidden = context.context.shape
+        slots = torch.arange(batch * num_context, device=tokens.device, dtype=torch.int32).view(batch, num_context)
+        index = packing.gather(torch.cat([slots + VOCAB_SIZE, tokens], dim=1))
+        weight = self.embed_tokens.embedding_weight.to(self.dtype)
+        table = torch.cat([weight, context.context.to(self.dtype).reshape(-1, hidden)])
+        x = hidden**0.5 * F.embedding(index, table)
+        self.position_encoding.cover(num_context)
+        cells = torch.arange(SEQ_LEN, device=tokens.device).expand(batch, -1)
+        places = torch.cat(
+            [
+                self.position_encoding.of_tokens(context.positions, context.coordinates),
+                self.position_encoding.of_cells(cells, self.config.puzzle_emb_len),
+            ],
+            dim=1,
+        )
+        return self._placed(x, packing.gather(places))
