@@ -38,12 +38,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class Task:
-    """A puzzle: its demonstrations (`train`) and its queries (`test`)."""
+    """A puzzle: its demonstrations (`train`) and its queries (`test`).
+
+    is_group: it was a bare list of pairs of one rule, in which no test was set apart.
+    """
 
     id: str
     subset: str
     train: tuple[Pair, ...]
     test: tuple[Pair, ...]
+    is_group: bool = False
 
 
 def parse_grid(value: Any, where: str) -> Grid:
@@ -127,7 +131,7 @@ def parse_group(task_id: str, pairs: list[Any], subset: str, source: str, num_as
         raise TaskError(f"{where}: {len(pairs)} pair; a list of pairs needs two, one to show and one to ask for")
     first = len(pairs) - num_asked
     parsed = tuple(parse_pair(pair, f"{where}, pair {i}", i >= first) for i, pair in enumerate(pairs))
-    return Task(task_id, subset, parsed[:first], parsed[first:])
+    return Task(task_id, subset, parsed[:first], parsed[first:], is_group=True)
 
 
 def with_outputs(task: Task, outputs: Any, source: str) -> Task:

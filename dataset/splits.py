@@ -3,6 +3,7 @@
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from dataset.arc_tasks import Pair, Task, TaskError
 from dataset.augment import pair_hash
@@ -69,7 +70,10 @@ def _without_overlap(
 
 
 def _without_repeats(hashed: Sequence[HashedTask], on_duplicate: str) -> tuple[list[HashedTask], list[DroppedPuzzle]]:
-    """The first puzzle of each id, and the later ones, which are the same or another version of it."""
+    """The first puzzle of each id, and the later ones, which are the same or another version of it.
+
+    A bare list of pairs shares its rule, not its pairs, with a puzzle of its id: it is kept, under an id of its own.
+    """
     first: dict[str, HashedTask] = {}
     dropped = []
     for task, hashes in hashed:
@@ -77,6 +81,15 @@ def _without_repeats(hashed: Sequence[HashedTask], on_duplicate: str) -> tuple[l
             first[task.id] = task, hashes
             continue
         before, hashes_before = first[task.id]
+        if (task.is_group or before.is_group) and not _is_same(before, task):
+            own_id = f"{task.subset}/{task.id}"
+            log.info(
+                "puzzle %s is in %s too; the pairs of %s are kept as %s", task.id, before.subset, task.subset, own_id
+            )
+            if own_id in first:
+                raise _different(first[own_id][0], task)
+            first[own_id] = replace(task, id=own_id), hashes
+            continue
         reason = _compare(before, task, set(hashes_before) & set(hashes))
         is_same = reason == "identical"
         message = f"puzzle {task.id} ({task.subset}) is in {before.subset} too, " + (
@@ -94,15 +107,28 @@ def _without_repeats(hashed: Sequence[HashedTask], on_duplicate: str) -> tuple[l
 
 
 def _compare(before: Task, task: Task, common: Collection[str]) -> DropReason:
-    """Whether two tasks of one id are the same: the same demonstrations and tests, in any order."""
-    if _content(before.train) == _content(task.train) and _content(before.test) == _content(task.test):
+    """How two tasks of one id compare.
+
+    Raises:
+        TaskError: they have nothing in common.
+    """
+    if _is_same(before, task):
         return "identical"
     if common:
         return "contradicting"
-    raise TaskError(
+    raise _different(before, task)
+
+
+def _different(before: Task, task: Task) -> TaskError:
+    return TaskError(
         f"task id '{task.id}' stands twice: in subset '{before.subset}' and in '{task.subset}', without a common pair; "
         "choose subsets without common ids, or give the tasks ids of their own"
     )
+
+
+def _is_same(before: Task, task: Task) -> bool:
+    """Whether two tasks have the same demonstrations and tests, in any order."""
+    return _content(before.train) == _content(task.train) and _content(before.test) == _content(task.test)
 
 
 def _content(pairs: Sequence[Pair]) -> Counter[tuple[object, ...]]:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,21 @@ def test_another_version_of_a_puzzle_is_dropped_as_contradicting(
 def test_different_puzzles_of_one_id_are_refused() -> None:
     with pytest.raises(TaskError, match="'a' stands twice: in subset 'one' and in 'two', without a common pair"):
         outcome([FIRST, task("a", "two", P[3:5], [P[5]])])
+
+
+def test_a_list_of_pairs_is_kept_beside_the_puzzle_of_its_id_under_an_id_of_its_own() -> None:
+    """RE-ARC's lists are called after the puzzles of ARC-AGI-1 whose rules they follow."""
+    group = replace(task("a", "rearc", P[3:5], [P[5]]), is_group=True)
+    with_common_pair = replace(task("a", "more", P[:1], [P[5]]), is_group=True)
+    for tasks in ([FIRST, group, with_common_pair], [group, replace(FIRST, subset="one"), with_common_pair]):
+        chosen, dropped = outcome(tasks, on_duplicate="fail")
+        assert [name for name, _, _ in chosen] == ["a", f"{tasks[1].subset}/a", "more/a"]
+        assert not dropped
+    assert outcome([group, replace(group, subset="again")])[1] == [("a", "again", "identical", "rearc")]
+    held = replace(FIRST, subset="held")
+    assert outcome([group, held], ("held",)) == ([("a", "held", "test")], [("a", "rearc", "held_out", None)])
+    with pytest.raises(TaskError, match="'a' stands twice"):
+        outcome([FIRST, group, replace(group, train=tuple(P[4:6]))])
 
 
 def test_what_is_held_out_goes_before_anything_that_stands_twice_is_looked_at() -> None:
