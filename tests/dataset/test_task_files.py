@@ -56,6 +56,10 @@ def expected(value: dict[str, Any]) -> tuple[list[Any], list[Any]]:
     return demos, tests
 
 
+def lines(*values: Any) -> str:
+    return "".join(json.dumps(value) + "\n" for value in values)
+
+
 TWO = {"a": A, "b": B}
 # Each holds the tasks A and B, under the ids that stand beside it.
 FORMS: dict[str, tuple[dict[str, Any], str, list[str]]] = {
