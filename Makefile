@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 DATA := data/arc1-encoder-aug-1000
 
-.PHONY: demo test test-browser check bench bench-check torture setup
+.PHONY: demo test test-browser test-torture check bench bench-check torture setup
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -33,19 +33,23 @@ demo: $(VENV)/.installed data/arc1-demo/metadata.json
 	$(PY) pretrain_etrm.py --config-name cfg_demo
 
 test: $(VENV)/.installed
-	$(PY) -m pytest -n auto --dist loadfile
+	$(PY) -m pytest -n auto --dist worksteal
 
 # In the Chromium that is installed: CHROMIUM=path, or the one on the PATH.
 test-browser: $(VENV)/.installed
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev,browser]'
 	$(PY) -m pytest tests/browser -m browser -rs
 
+# The tests in which processes are killed, alone; `make test` has them too.
+test-torture: $(VENV)/.installed
+	$(PY) -m pytest -n auto --dist worksteal -m torture
+
 check: $(VENV)/.installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m basedpyright
 	$(VENV)/bin/lint-imports --no-cache --no-logo
-	$(PY) -m pytest -n auto --dist loadfile
+	$(PY) -m pytest -n auto --dist worksteal
 
 torture: $(VENV)/.installed
 	$(PY) -m tests.torture

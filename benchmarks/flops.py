@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dataset.batches import Batch
 from dataset.grids import PAD, VOCAB_SIZE
 from models.layers import swiglu_width
-
-Batch = dict[str, Tensor]
 
 
 def block(lengths: Tensor, config: Any) -> float:

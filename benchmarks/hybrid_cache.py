@@ -16,16 +16,16 @@ from jaxtyping import Int64
 
 from benchmarks.bench import seconds
 from config.schema import ConfigError, HybridArch, TrainConfig, load_config
-from dataset.fewshot_puzzle_dataset import Batch
+from dataset.batches import Batch
 from dataset.store import load_stores
 from dataset.text_tasks import TextTrainDataset
 from inference.latent_cache import TextSystem
 from inference.task_latents import attach_latents, task_texts
-from learning.optim import AdamATan2
+from learning.adam_atan2 import AdamATan2
 from models.losses import create_loss_head
 from models.recursive_reasoning.trm_hybrid import HybridTRMModel
 from models.text_reasoning import TaskText, TextReasoningModule, pad_tokens
-from training.loop import create_train_data
+from training.sources import create_train_source
 from utils.distributed import Ranks
 
 
@@ -64,7 +64,7 @@ def both_ways(config: TrainConfig) -> tuple[Training, Training, Callable[[], int
     """The training with cached latents, and the one that reads the texts at every step; tokens of the last batch."""
     ranks = Ranks(0, 1, torch.device("cpu"))
     store = load_stores(config.data_paths)
-    cached, uncached = (create_train_data(config, store, ranks) for _ in range(2))
+    cached, uncached = (create_train_source(config, store, ranks) for _ in range(2))
     assert isinstance(cached, TextTrainDataset)
     assert isinstance(uncached, TextTrainDataset)
     assert isinstance(config.arch, HybridArch)

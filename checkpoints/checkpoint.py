@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dataset.trained_on import TrainedOn
 from utils.files import sha256_of, sha256_of_json
 
 log = logging.getLogger(__name__)
@@ -32,36 +33,6 @@ PROGRESS_FILE = "progress.json"
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, or does not fit; the message says which and where."""
-
-
-class TrainedOn(BaseModel):
-    """What weights have seen, with what the decoder they started from had seen.
-
-    puzzle_ids, pair_hashes: the puzzles of the training split, and all their pairs.
-    held_out_demonstrations: ids of held-out puzzles whose demonstrations were trained on.
-    unknown_origin: files of weights whose training data nobody wrote down.
-    datasets: path of each data set to the SHA-256 of its metadata.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    puzzle_ids: tuple[str, ...] = ()
-    pair_hashes: tuple[str, ...] = ()
-    held_out_demonstrations: tuple[str, ...] = ()
-    unknown_origin: tuple[str, ...] = ()
-    datasets: dict[str, str] = {}
-
-    def joined(self, other: "TrainedOn") -> "TrainedOn":
-        """Both, each entry once; where both name a data set of one path, the hash is that of `self`."""
-        return TrainedOn(
-            puzzle_ids=tuple(dict.fromkeys((*self.puzzle_ids, *other.puzzle_ids))),
-            pair_hashes=tuple(dict.fromkeys((*self.pair_hashes, *other.pair_hashes))),
-            held_out_demonstrations=tuple(
-                dict.fromkeys((*self.held_out_demonstrations, *other.held_out_demonstrations))
-            ),
-            unknown_origin=tuple(dict.fromkeys((*self.unknown_origin, *other.unknown_origin))),
-            datasets={**other.datasets, **self.datasets},
-        )
 
 
 @dataclass(frozen=True)

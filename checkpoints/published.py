@@ -14,9 +14,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
-from checkpoints.checkpoint import MANIFEST_FILE, CheckpointError, TrainedOn, load_matching, open_checkpoint
+from checkpoints.checkpoint import MANIFEST_FILE, CheckpointError, load_matching, open_checkpoint
 from checkpoints.state_dicts import State, num_parameters, read_state_dict, refuse_non_finite, sort_parts
 from dataset.grids import SEQ_LEN
+from dataset.trained_on import TrainedOn
 from models.layers import swiglu_width
 from models.positions import POSITION_ENCODINGS
 

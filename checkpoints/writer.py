@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from checkpoints.checkpoint import CHECKPOINT_FORMAT, MANIFEST_FILE, PROGRESS_FILE, TrainedOn
+from checkpoints.checkpoint import CHECKPOINT_FORMAT, MANIFEST_FILE, PROGRESS_FILE
+from dataset.trained_on import TrainedOn
 from utils.files import sha256_of, sha256_of_json
 
 

@@ -1,6 +1,6 @@
 """What the `arch` section may hold: the decoder and ACT of every system, and what each system adds."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -24,6 +24,8 @@ NonNegativeFloat = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Number, Field(ge=0, le=1)]
 Beta = Annotated[float, Number, Field(ge=0, lt=1)]
 PathPart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_=+,@ .-]+$", max_length=128)]
+# What a batch tells of a puzzle beside the query.
+Condition = Literal["demonstrations", "puzzle identifiers", "texts"]
 FilePath = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 
 
@@ -49,6 +51,8 @@ class CropLossConfig(_LossTerms):
 
 class ArchConfig(Section):
     """The recursive decoder and ACT."""
+
+    condition: ClassVar[Condition] = "demonstrations"
 
     loss: LossConfig
 
@@ -128,6 +132,7 @@ class TrmArch(ArchConfig):
     """TRM: a learned embedding for each puzzle and augmentation."""
 
     name: Literal["recursive_reasoning.trm@TRM"]
+    condition: ClassVar[Condition] = "puzzle identifiers"
     puzzle_emb_ndim: Positive
 
     @property
@@ -221,6 +226,7 @@ class HybridArch(ArchConfig):
     """TRM hybrid: a frozen language model reads the task as text."""
 
     name: Literal["recursive_reasoning.trm_hybrid@HybridTRMModel"]
+    condition: ClassVar[Condition] = "texts"
     loss: CropLossConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     puzzle_emb_len: Literal[0]  # pyright: ignore[reportIncompatibleVariableOverride]
 

@@ -35,12 +35,14 @@ from config.arch_schema import (
     Section,
     TrmArch,
 )
-from config.shorthands import explained, set_twice, without_shorthands
+from config.data_schema import DEFAULT_SOURCES, AnyData, with_source
+from config.shorthands import SHORTHANDS, explained, set_twice, without_shorthands
 from utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
 CONFIG_DIR = Path(__file__).parent
 RUNS = Path("runs")
+GROUPS = ("arch", "data")  # sections with a folder of files to choose from
 MAX_OVERRIDE_CHARS = 4000  # a path has at most 4096
 
 
@@ -59,6 +61,7 @@ class TrainConfig(Section):
     """A whole run."""
 
     arch: Annotated[AnyArch, Field(discriminator="name")]
+    data: Annotated[AnyData, Field(discriminator="name")]
     data_paths: Annotated[tuple[FilePath, ...], Field(min_length=1)]
     evaluators: tuple[EvaluatorConfig, ...]
 
@@ -107,12 +110,19 @@ class TrainConfig(Section):
     seed: NonNegative
     device: Literal["auto", "cpu", "cuda"]
     # Keys that came after the first checkpoints have a default, with which those go on as they were.
+    optimizer: Literal["adam_atan2", "muon"] = "adam_atan2"
+    muon_lr: PositiveFloat = 1e-2
     compile: Literal["auto", "on", "off"] = "auto"
     data_workers: NonNegative
     project_name: PathPart = "etrm-arc"
     run_name: PathPart | None = None
     wandb_group: str | None = None
     wandb_tags: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _source_of_the_arch(cls, values: Any) -> Any:
+        return with_source(values) if isinstance(values, dict) else values
 
     @model_validator(mode="before")
     @classmethod
@@ -127,6 +137,13 @@ class TrainConfig(Section):
     def _stays_in_its_folder(cls, value: str | None) -> str | None:
         if value is not None and (".." in value or value.startswith(".") or value != value.strip()):
             raise ValueError("must not contain '..', begin with a dot, or begin or end with a space")
+        return value
+
+    @field_validator("evaluators")
+    @classmethod
+    def _one_at_most(cls, value: tuple[EvaluatorConfig, ...]) -> tuple[EvaluatorConfig, ...]:
+        if len(value) > 1:
+            raise ValueError("one evaluator or none: a run has one submission.json and one puzzles.json")
         return value
 
     @field_validator("resume")
@@ -146,6 +163,12 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TrainConfig":
+        if self.data.condition != self.arch.condition:
+            fitting = DEFAULT_SOURCES.get(self.arch.name, "fewshot")
+            raise ValueError(
+                f"data.name={self.data.name} gives {self.data.condition}, but arch.name={self.arch.name} reads "
+                f"{self.arch.condition}: data.name=auto takes {fitting}"
+            )
         if self.freeze_encoder and self.freeze_decoder_steps:
             raise ValueError("freeze_encoder=true with freeze_decoder_steps > 0 would train nothing at first")
         if self.train_on_held_out_demonstrations and not isinstance(self.arch, TrmArch):
@@ -160,19 +183,25 @@ class TrainConfig(Section):
             )
         return self
 
+    @property
+    def evaluator(self) -> str | None:
+        """The name of the evaluator, where there is one."""
+        return self.evaluators[0].name if self.evaluators else None
+
     def unused_keys(self) -> dict[str, str]:
         """Keys that the chosen options do not read, with the reason."""
-        unused = {f"arch.{key}": why for key, why in self.arch.unused_keys().items()}
+        unused = {f"arch.{key}": why for key, why in self.arch.unused_keys().items()} | self.data.unused_keys()
         if not self.ema:
             unused["ema_rate"] = "ema=false"
         if isinstance(self.arch, TrmArch):
             unused |= dict.fromkeys(("encoder_lr_scale", "freeze_encoder"), "TRM has no encoder")
-            unused["query_sampling"] = "TRM trains on every pair of a puzzle"
         else:
             unused |= dict.fromkeys(("puzzle_emb_lr", "puzzle_emb_weight_decay"), "only TRM embeds puzzles")
         if isinstance(self.arch, HybridArch):
             why = "the TRM hybrid's language model is frozen, and nothing else encodes"
             unused |= dict.fromkeys(("encoder_lr_scale", "freeze_encoder"), why)
+        if self.optimizer != "muon":
+            unused["muon_lr"] = f"optimizer={self.optimizer} has no matrices of its own rate; optimizer=muon has"
         if self.freeze_encoder:
             unused["encoder_lr_scale"] = "freeze_encoder=true trains nothing in the encoder"
         if self.on_nonfinite == "stop":
@@ -251,8 +280,8 @@ def _override_keys(overrides: Sequence[str]) -> list[str]:
         if override.is_delete() and value is not None:
             raise ConfigError(f"'{text}': to leave a key out, write ~{key}")
         _refuse_resolvers(value, key)
-        if key == "arch" and not (isinstance(value, str) and re.fullmatch(r"\w+", value)):
-            raise ConfigError(f"'{text}': arch is one of {', '.join(_arch_names())}")
+        if key in GROUPS and not (isinstance(value, str) and re.fullmatch(r"\w+", value)):
+            raise ConfigError(f"'{text}': {key} is one of {', '.join(_names_in(key))}")
         if not override.is_delete():
             keys += [key, *_nested_keys(key, value)]
     return keys
@@ -286,8 +315,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _arch_names() -> list[str]:
-    return sorted(path.stem for path in (CONFIG_DIR / "arch").glob("*.yaml") if not path.stem.startswith("base"))
+def _names_in(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml") if not path.stem.startswith("base"))
 
 
 def config_names() -> list[str]:
@@ -308,7 +337,8 @@ def load_config(config_name: str, overrides: Sequence[str] = ()) -> TrainConfig:
         keys = _override_keys(overrides)
         GlobalHydra.instance().clear()
         with initialize_config_dir(version_base=None, config_dir=str(CONFIG_DIR)):
-            unresolved, declared = compose(name, overrides=list(overrides)), compose(name)
+            unresolved = compose(name, overrides=list(overrides))
+            declared = compose(name) if SHORTHANDS.keys() & unresolved.keys() else unresolved
         _refuse_resolvers(OmegaConf.to_container(unresolved))
         composed = OmegaConf.to_container(unresolved, resolve=True)
         composed = without_shorthands(composed, declared)
@@ -345,6 +375,9 @@ def validate_config(values: Any) -> TrainConfig:
 
 def _explain_hydra(error: Exception, overrides: Sequence[str]) -> str:
     message = str(error).strip()
+    if missing := re.search(rf"Could not find '({'|'.join(GROUPS)})/(.+)'", message):
+        group, name = missing.groups()
+        return f"{group}={name} is not one of {', '.join(_names_in(group))}"
     match = re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'", message)
     if match:
         key = re.search(r"Could not override '([^']+)'", message)

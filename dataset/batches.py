@@ -1,9 +1,14 @@
-"""What a batch is: tensors by name, the first axis of each its samples; and the demonstrations in it."""
+"""What a batch is: tensors by name, the first axis of each its samples; the demonstrations in it; reading ahead."""
 
-from typing import NamedTuple
+import signal
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol, cast
 
-from jaxtyping import Bool, Integer
+import numpy as np
+import torch
+from jaxtyping import Bool, Int64, Integer
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 Batch = dict[str, Tensor]
 DEMONSTRATION_KEYS = ("demo_inputs", "demo_labels", "demo_mask")
@@ -20,3 +25,39 @@ class Demonstrations(NamedTuple):
     def of(cls, batch: Batch) -> "Demonstrations":
         """Those of a batch, by its `DEMONSTRATION_KEYS`."""
         return cls(*(batch[key] for key in DEMONSTRATION_KEYS))
+
+
+class Conditions(Protocol):
+    """What else the samples of a data set bring along, by their numbers in its table of queries or tasks."""
+
+    def of(self, samples: Int64[np.ndarray, " batch"]) -> Batch: ...
+
+
+class NumberedBatches(Protocol):
+    """Batches by number, for training or evaluation."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> Batch: ...
+
+
+def iterate(batches: NumberedBatches, *, start: int = 0, workers: int = 0, pin_memory: bool = False) -> Iterator[Batch]:
+    """Batches `start`, `start + 1`, ... in order, made ahead by worker processes where `workers` > 0."""
+    loader = DataLoader(
+        cast(Dataset[Batch], batches),
+        batch_size=None,
+        sampler=range(start, len(batches)),
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=pin_memory,
+        worker_init_fn=_outlive_signals,
+        generator=torch.Generator(),  # its own: reading data takes no number from the training's generator
+    )
+    return iter(loader)
+
+
+def _outlive_signals(worker: int) -> None:
+    """A signal to the whole process group asks the main process to finish its step, for which it needs its data.
+    Workers end when the main process says so, or is gone."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from dataset.fewshot_puzzle_dataset import Batch, FewshotEvalDataset, exchanged
+from dataset.assemble import exchanged
+from dataset.batches import Batch
+from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 
 
 class ShuffledConditions(FewshotEvalDataset):

@@ -10,7 +10,7 @@ A data set is written to a temporary folder and renamed, so a folder of that nam
 import json
 import os
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -251,7 +251,7 @@ def _starts(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def load_stores(folders: list[str] | tuple[str, ...]) -> PuzzleStore:
-    """One or several data sets as one.
+    """One or several data sets as one; the hashes in its metadata are named by the paths of their files.
 
     Raises:
         DatasetError: see `load_store`; also when two of them hold the same puzzle id.
@@ -259,8 +259,9 @@ def load_stores(folders: list[str] | tuple[str, ...]) -> PuzzleStore:
     if not folders:
         raise DatasetError("data_paths is empty: name at least one data set")
     stores = [load_store(folder) for folder in folders]
+    hashes = {f"{f}/{name}": h for f, s in zip(folders, stores, strict=True) for name, h in s.metadata.sha256.items()}
     if len(stores) == 1:
-        return stores[0]
+        return replace(stores[0], metadata=stores[0].metadata.model_copy(update={"sha256": hashes}))
     seen: dict[str, str] = {}
     for folder, store in zip(folders, stores, strict=True):
         for puzzle_id in store.metadata.puzzle_ids:
@@ -284,7 +285,7 @@ def load_stores(folders: list[str] | tuple[str, ...]) -> PuzzleStore:
         arrays,
         manifest,
         {str(folder): m.build for folder, m in zip(folders, metadatas, strict=True)},
-        {f"{folder}/{k}": v for folder, m in zip(folders, metadatas, strict=True) for k, v in m.sha256.items()},
+        hashes,
         vocab_size=metadatas[0].vocab_size,
         seq_len=metadatas[0].seq_len,
     )

@@ -2,7 +2,7 @@
 
 Training draws from the first `text_augmentations` versions of each puzzle, each with each of its queries, the
 demonstrations in the order of the task (at most `max_demos`). Nothing is translated: a text has no canvas to move on.
-Batches are those of `dataset.fewshot_puzzle_dataset` with the latents added.
+Batches are those of `dataset.assemble` with the latents added.
 """
 
 import math
@@ -14,10 +14,13 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64
 
+from dataset.assemble import assemble, exchanged, select_puzzles
 from dataset.augment import augment_grid
-from dataset.fewshot_puzzle_dataset import Batch, FewshotEvalDataset, FewshotTrainDataset, assemble, exchanged
+from dataset.batches import Batch, Conditions
+from dataset.fewshot_puzzle_dataset import FewshotEvalDataset, QuerySampling, fewshot_pairs
 from dataset.grids import Grid
 from dataset.store import DatasetError, PuzzleStore
+from dataset.store_train_dataset import PairChoice, StoreTrainDataset
 
 Curriculum = Literal["none", "grid_size"]
 LatentsControl = Literal["true", "shuffled", "zero"]
@@ -112,19 +115,38 @@ def eval_tasks(dataset: FewshotEvalDataset) -> TaskTable:
     )
 
 
-class TextTrainDataset(FewshotTrainDataset):
+class TextTrainDataset(StoreTrainDataset):
     """Training batches drawn from a finite table of tasks; an epoch draws as many samples as there are puzzles.
 
     `curriculum` "none" draws each puzzle once in an epoch; "grid_size" draws among the puzzles of the smallest grids,
-    at first a quarter of them, growing evenly to all in the middle of the training.
+    at first a quarter of them, growing evenly to all in the middle of the training. `conditions`, where they are set,
+    add keys to each batch.
+
+    Args:
+        max_groups: the first N puzzles (None: all).
 
     Raises:
-        DatasetError: as `FewshotTrainDataset`; also when more versions are asked for than any puzzle has.
+        DatasetError: as `StoreTrainDataset`; also when there are fewer puzzles, or more versions are asked for than any
+            puzzle has.
     """
 
-    def __init__(self, store: PuzzleStore, *, text_augmentations: int, curriculum: Curriculum, **options: Any):
-        super().__init__(store, **options)
-        self.epochs, self.curriculum = options["epochs"], curriculum
+    conditions: Conditions | None = None
+
+    def __init__(
+        self,
+        store: PuzzleStore,
+        *,
+        text_augmentations: int,
+        curriculum: Curriculum,
+        epochs: int,
+        max_groups: int | None = None,
+        query_sampling: QuerySampling = "test",
+        **options: Any,
+    ):
+        self.epochs, self.curriculum = epochs, curriculum
+        self.query_sampling: QuerySampling = query_sampling
+        puzzles = select_puzzles(store, "train", max_groups, "max_train_groups")
+        super().__init__(store, puzzles, epochs=epochs, **options)
         first, last = store.puzzle_augmentations[self.puzzles], store.puzzle_augmentations[self.puzzles + 1]
         most = int((last - first).max())
         if text_augmentations > most:
@@ -136,6 +158,9 @@ class TextTrainDataset(FewshotTrainDataset):
         self.first_task = np.searchsorted(self.tasks.puzzle, self.puzzles)
         self.num_tasks = np.searchsorted(self.tasks.puzzle, self.puzzles, side="right") - self.first_task
         self.by_size = np.argsort(self._largest_grids(), kind="stable")
+
+    def _choose_pairs(self) -> PairChoice:
+        return fewshot_pairs(self.store, self.puzzles, self.pairs, self.query_sampling)
 
     def _table(self, versions: Int64[np.ndarray, " puzzles"]) -> TaskTable:
         row, query = np.nonzero(self.may_query)
@@ -170,8 +195,7 @@ class TextTrainDataset(FewshotTrainDataset):
             return order, uniform
         return self.by_size[order % count], uniform  # each admitted puzzle as often as any other, give or take one
 
-    def __getitem__(self, number: int) -> Batch:
-        row, uniform = self._draws(number)
+    def _batch(self, row: Int64[np.ndarray, " batch"], uniform: Float64[np.ndarray, "batch draws"]) -> Batch:
         task = self.first_task[row] + np.floor(uniform[:, 0] * self.num_tasks[row]).astype(np.int64)
         table = self.tasks
         batch = assemble(

@@ -10,9 +10,10 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset.fewshot_puzzle_dataset import Batch, FewshotEvalDataset, iterate
+from dataset.batches import Batch, iterate
+from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.grids import CANVAS_SIDE
-from evaluators.arc import ARC, EVALUATORS, QueryResult, Submission
+from evaluators.arc import EVALUATORS, QueryResult, Submission
 from evaluators.eos_utils import crop_extents
 from inference.diagnostics import HEALTH_MEASURES, encoder_health
 from models.act import RecursiveReasoner
@@ -49,7 +50,7 @@ def runs_into_canvas_edge(batch: Batch, predictions: Tensor) -> Bool[Tensor, " b
     return ((extents > 0) & (start + extents == end) & (end < CANVAS_SIDE)).any(dim=1)
 
 
-def final_outputs(model: RecursiveReasoner, batch: Batch) -> Iterator[dict[str, Tensor]]:
+def step_outputs(model: RecursiveReasoner, batch: Batch) -> Iterator[dict[str, Tensor]]:
     """The outputs of each ACT step; in the last one, samples that ran into the edge of their task canvas are predicted
     again on the full canvas, and `rerun` (B) says which."""
     outputs: dict[str, Tensor] = {}
@@ -106,7 +107,7 @@ class Measures:
         converged = torch.full((len(batch["inputs"]),), self.max_steps + 1.0, device=batch["inputs"].device)
         outputs: dict[str, Tensor] = {}
         terms: dict[str, Tensor] = {}
-        for step, outputs in enumerate(final_outputs(head.model, batch)):
+        for step, outputs in enumerate(step_outputs(head.model, batch)):
             terms = head.terms(outputs, batch["labels"])
             for name in STEP_MEASURES:
                 self.totals.add(f"{name}@{step}", terms[name], terms["labelled"])
@@ -150,7 +151,7 @@ def evaluate(
     dataset: FewshotEvalDataset,
     ranks: Ranks,
     *,
-    evaluators: Collection[str] = ("arc@ARC",),
+    evaluator: str | None = "arc@ARC",
     seen_pairs: Collection[str] = (),
     unknown_origin: bool = False,
     workers: int = 0,
@@ -160,7 +161,7 @@ def evaluate(
     """Predict every query of the data set once, over all ranks, and let the predictions vote.
 
     Metrics: `eval/` means over labelled queries at the last step, encoder health (means over batches), throughput,
-    and those of the evaluators. The model is left in the mode it was in.
+    and those of the evaluator, where there is one. The model is left in the mode it was in.
 
     Args:
         stop: as soon as it is true on a rank (`utils.signals.StopRequest`), the evaluation is given up on all of them.
@@ -171,7 +172,7 @@ def evaluate(
     model = head.model
     was_training = model.training
     model.eval()
-    votings: list[ARC] = [EVALUATORS[name](dataset, seen_pairs, unknown_origin) for name in evaluators]
+    voting = None if evaluator is None else EVALUATORS[evaluator](dataset, seen_pairs, unknown_origin)
     measures = Measures(model.max_steps, ranks.device)
     began = time.perf_counter()
     batches = iterate(dataset, workers=workers, pin_memory=ranks.device.type == "cuda")
@@ -182,7 +183,7 @@ def evaluate(
         queries = batch.pop("query_indices").cpu().numpy()
         outputs = measures.add_batch(head, batch)
         predictions = outputs["logits"].argmax(-1).to(torch.uint8).cpu().numpy()
-        for voting in votings:
+        if voting is not None:
             voting.update(queries, predictions, outputs["q_halt_logits"].float().cpu().numpy())
     model.train(was_training)
     if any_rank(bool(stop), ranks):
@@ -190,7 +191,7 @@ def evaluate(
     metrics, table = measures.read(ranks)
     metrics["eval/samples_per_second"] = metrics["eval/num_queries"] / (time.perf_counter() - began)
     evaluation = Evaluation(metrics, table)
-    for voting in votings:
+    if voting is not None:
         evaluation.results = voting.results(gather_lists(voting.votes, ranks))
         evaluation.credits = voting.puzzle_credits(evaluation.results)
         evaluation.contaminated = voting.contaminated_puzzles()

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from config.schema import ConfigError, HybridArch, TrainConfig
-from dataset.fewshot_puzzle_dataset import FewshotEvalDataset, FewshotTrainDataset
+from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
+from dataset.sources import TrainSource
 from dataset.store import PuzzleStore
 from dataset.text_tasks import TaskLatents, TaskTable, TextTrainDataset, eval_tasks
 from inference.latent_cache import LatentCache, TextSystem
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def attach_latents(
-    config: TrainConfig, datasets: Sequence[FewshotTrainDataset | FewshotEvalDataset], ranks: Ranks
+    config: TrainConfig, datasets: Sequence[TrainSource | FewshotEvalDataset], ranks: Ranks
 ) -> TrainConfig:
     """Give the data sets of a TRM hybrid the latents of their tasks; other systems' are left as they are.
 
@@ -38,14 +39,16 @@ def attach_latents(
     system = TextSystem(arch)
     with_states = arch.conditioning == "cross_attention"
     cache = LatentCache(system, Path(arch.text_cache), with_states=with_states)
-    tables = [_tasks(data) for data in datasets]
-    texts = [task_texts(table, data.store, system.tokenizer) for table, data in zip(tables, datasets, strict=True)]
+    asked = [data for data in datasets if isinstance(data, TextTrainDataset | FewshotEvalDataset)]
+    assert len(asked) == len(datasets), "a TRM hybrid trains on texts"
+    tables = [data.tasks if isinstance(data, TextTrainDataset) else eval_tasks(data) for data in asked]
+    texts = [task_texts(table, data.store, system.tokenizer) for table, data in zip(tables, asked, strict=True)]
     _tell_dropped(texts, system.tokenizer)
     everything = list({text.text: text for part in texts for text in part}.values())
     made = cache.fill(everything[ranks.rank :: ranks.world_size], progress=ranks.is_first)
     made = sum(gather_lists([made], ranks))
     log.info("%d task texts, %d of them read now; latents in %s", len(everything), made, cache.folder)
-    for table, part, data in zip(tables, texts, datasets, strict=True):
+    for table, part, data in zip(tables, texts, asked, strict=True):
         data.conditions = _latents(table, part, cache, config)
     width = cache.read(everything[:1]).shape[1]
     if arch.text_hidden_size not in (None, width):
@@ -54,13 +57,6 @@ def attach_latents(
             "wide; null reads it from the model"
         )
     return config.model_copy(update={"arch": arch.model_copy(update={"text_hidden_size": width})})
-
-
-def _tasks(data: FewshotTrainDataset | FewshotEvalDataset) -> TaskTable:
-    if isinstance(data, FewshotEvalDataset):
-        return eval_tasks(data)
-    assert isinstance(data, TextTrainDataset), "the data set has no finite table of tasks"
-    return data.tasks
 
 
 def task_texts(table: TaskTable, store: PuzzleStore, tokenizer: TaskTokenizer) -> list[TaskText]:

@@ -18,7 +18,7 @@ from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.grids import Grid
 from evaluators.arc import QueryResult
 from evaluators.eos_utils import crop_grid_from_eos
-from inference.evaluation import final_outputs
+from inference.evaluation import step_outputs
 from models.act import RecursiveReasoner
 from utils.files import write_file
 
@@ -102,7 +102,7 @@ def trace_queries(
     model.eval()
     steps: list[list[StepPrediction]] = [[] for _ in indices]
     outputs: dict[str, Tensor] = {}
-    for outputs in final_outputs(model, batch):
+    for outputs in step_outputs(model, batch):
         grids = crop_grid_from_eos(outputs["logits"].argmax(-1))
         confidences = torch.sigmoid(outputs["q_halt_logits"].float()).tolist()
         change = outputs.get("encoder_carry_change_rel")

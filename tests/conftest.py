@@ -1,6 +1,7 @@
 """Shared fixtures: real ARC-AGI-1 puzzles in a small data set, and the real config shrunk."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,6 +48,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first, so that workers that take tests from one another end together."""
+    items.sort(key=lambda item: item.get_closest_marker("torture") is None)
+
+
 @pytest.fixture(scope="session")
 def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ARC-AGI-1 with 12 augmentations a puzzle, evaluation held out."""
@@ -68,8 +74,12 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shrunk_config(dataset_folder: Path) -> Callable[..., TrainConfig]:
-    """`shrunk_config("key=value", ..., config_name=...)`: a run config at test size; later overrides win."""
+    """`shrunk_config("key=value", ..., config_name=...)`: a run config at test size; later overrides win.
 
+    Configs cannot be changed, so one that was composed already is not composed again.
+    """
+
+    @functools.cache
     def load(*overrides: str, config_name: str = "cfg_pretrain_etrm_arc_agi_1") -> TrainConfig:
         return load_config(config_name, [*SHRUNK, f"data_paths=[{dataset_folder}]", *overrides])
 

@@ -6,7 +6,9 @@ import os
 import runpy
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -48,16 +50,17 @@ SMALL = (
 RUN = Path("runs/p/run")
 
 
-def _enter(script: str, arguments: Sequence[str], folder: Path, log: Path, environment: dict[str, str]) -> None:
-    """What the new process does: `python script arguments` in `folder`, with its output in `log`."""
+def _enter(
+    script: str, arguments: Sequence[str], folder: Path, log: Path, errors: Path, environment: dict[str, str]
+) -> None:
+    """What the new process does: `python script arguments` in `folder`, with its output in `log` and `errors`."""
     os.setpgid(0, 0)
     os.chdir(folder)
     os.environ.update(environment)
     multiprocessing.set_start_method("fork", force=True)  # what a plain process has, for those that read data
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # torch, imported already, has read the variable before
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    for number, path in ((1, log), (2, errors)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     tqdm.set_lock(threading.RLock())  # its own is a semaphore that outlives a process that is killed
     sys.argv = [script, *arguments]
     try:
@@ -90,7 +93,12 @@ def _context() -> ForkServerContext:
 
 
 class Launch:
-    """All ranks of one start of a run, each with `threads` threads."""
+    """All ranks of one start of a run, each with `threads` threads.
+
+    Args:
+        log: where each rank writes, in the folder unless it is a whole path; what goes to stderr too, or with
+            `separate_errors` into a file of its own beside it.
+    """
 
     def __init__(
         self,
@@ -100,11 +108,13 @@ class Launch:
         ranks: int = 1,
         threads: int = 1,
         script: str | Path = ETRM,
-        log: str = "log",
+        log: str | Path = "log",
+        separate_errors: bool = False,
     ):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.logs = [folder / f"{log}.{rank}" for rank in range(ranks)]
+        self.errors = [path.with_name(f"{path.name}.err") if separate_errors else path for path in self.logs]
         self.marks = [path.stat().st_size if path.exists() else 0 for path in self.logs]
         common = {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
         if ranks > 1:
@@ -113,7 +123,7 @@ class Launch:
         self.processes: list[BaseProcess] = []
         for rank in range(ranks):
             environment = common | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {})
-            call = (str(ROOT / script), list(arguments), folder, self.logs[rank], environment)
+            call = (str(ROOT / script), list(arguments), folder, self.logs[rank], self.errors[rank], environment)
             process = context.Process(target=_enter, args=call)
             process.start()
             self.processes.append(process)
@@ -156,6 +166,16 @@ class Launch:
                 break
             time.sleep(0.01)
         raise AssertionError(f"step {step} was not reached: {self.output()[-2000:]}")
+
+
+def call(script: str | Path, *arguments: str, folder: Path, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+    """`python script arguments` in a folder, on all ranks, to its end; nothing of it is written into the folder."""
+    with tempfile.TemporaryDirectory() as logs:
+        launch = Launch(folder, arguments, ranks=ranks, script=script, log=Path(logs) / "log", separate_errors=True)
+        statuses = launch.wait(300)
+        output, errors = ("".join(path.read_text() for path in paths) for paths in (launch.logs, launch.errors))
+    failed = next((status for status in statuses if status != 0), 0)
+    return subprocess.CompletedProcess([str(script), *arguments], -1 if failed is None else failed, output, errors)
 
 
 def log_lines(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:

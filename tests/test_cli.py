@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ import torch
 import yaml
 
 from config.schema import TrainConfig, dump_config, load_config
+from tests.processes import ETRM, ROOT, call
 
-ROOT = Path(__file__).parents[1]
 NAME = "cfg_pretrain_etrm_arc_agi_1"
 TINY = (
     "arch.hidden_size=32",
@@ -37,26 +38,20 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
     """`cli("argument", ...)`: `python pretrain_etrm.py argument ...` in this test's directory."""
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
-        return subprocess.run(
-            [sys.executable, str(ROOT / "pretrain_etrm.py"), *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-
-    return run
+    return partial(call, ETRM, folder=tmp_path)
 
 
-def test_training_ends_with_the_table_of_results(cli: Cli, dataset_folder: Path, tmp_path: Path) -> None:
-    done = cli(
-        *("--config-name", NAME, *TINY, f"data_paths=[{dataset_folder}]"),
-        *("+project_name=cli", "+run_name=E0a seed 7"),
+def test_training_ends_with_the_table_of_results(dataset_folder: Path, tmp_path: Path) -> None:
+    """In a plain process, whose Python has imported nothing before."""
+    overrides = (*TINY, f"data_paths=[{dataset_folder}]", "+project_name=cli", "+run_name=E0a seed 7")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / ETRM), "--config-name", NAME, *overrides],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     rows = dict(re.split(r"  +", line, maxsplit=1) for line in done.stdout.strip().splitlines())

@@ -374,12 +374,14 @@ def supervisor(folder: Path) -> int:
     return int(launch())
 
 
+@pytest.mark.torture
 def test_two_runners_one_of_them_killed_bring_each_job_to_its_end_once(tmp_path: Path) -> None:
     statuses, count, text = race(tmp_path, jobs=12, seconds=0.3, kills=2, parallel=2)
     assert count == {str(i): 1 for i in range(12)}
     assert (statuses, text.count("[x]")) == ([0, 0], 12)
 
 
+@pytest.mark.torture
 def test_a_job_that_died_with_its_runner_runs_again(tmp_path: Path) -> None:
     """Both are killed, as by a power cut; the next runner starts the job anew."""
     (tmp_path / "jobs.txt").write_text("[ ] bash -c 'echo $$ >> pids; test -e again || sleep 60; echo a >> ended'")
@@ -394,6 +396,7 @@ def test_a_job_that_died_with_its_runner_runs_again(tmp_path: Path) -> None:
     assert (marks(tmp_path), ended(tmp_path)) == ("x", ["a"])
 
 
+@pytest.mark.torture
 def test_sigint_sends_jobs_back_to_waiting_and_a_second_start_goes_on(tmp_path: Path) -> None:
     (tmp_path / "job.sh").write_text(
         "test -e again && exit\n"
@@ -410,6 +413,7 @@ def test_sigint_sends_jobs_back_to_waiting_and_a_second_start_goes_on(tmp_path: 
     assert (marks(tmp_path), ended(tmp_path)) == ("xx", ["saved", "b"])
 
 
+@pytest.mark.torture
 def test_a_job_that_does_not_stop_in_time_is_killed_with_all_it_started(tmp_path: Path) -> None:
     stubborn = "trap : TERM; setsid sleep 61 & echo $! > pid; while true; do touch begun; sleep 0.1; done"
     (tmp_path / "jobs.txt").write_text(f"[ ] bash -c '{stubborn}'")
@@ -421,6 +425,7 @@ def test_a_job_that_does_not_stop_in_time_is_killed_with_all_it_started(tmp_path
     wait_for(lambda: not lives(int((tmp_path / "pid").read_text())), "the end of what the job started")
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize(("trap", "words"), [("echo saved >> ended; exit 75", ["saved"]), (":", [])])
 def test_a_job_without_the_process_above_it_is_stopped_too(tmp_path: Path, trap: str, words: list[str]) -> None:
     (tmp_path / "job.sh").write_text(f"trap '{trap}' TERM\ntouch begun\nwhile true; do sleep 0.05; done\n")

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.torture
 SECONDS = 90.0
 SLURM = ("--executor", "slurm", "--slurm-cluster", "local")
 

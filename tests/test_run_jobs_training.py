@@ -7,10 +7,13 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.job_races import ROOT, start_runner
 from tests.processes import RUN, SMALL
 
 
+@pytest.mark.torture
 def test_a_training_run_that_was_killed_with_its_runner_resumes_and_ends(dataset_folder: Path, tmp_path: Path) -> None:
     """Its log goes on in its folder, and no second folder is made."""
     overrides = (*SMALL, f"data_paths=[{dataset_folder}]", "epochs=8", "eval_interval=8", "log_interval=1")

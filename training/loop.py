@@ -23,12 +23,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from checkpoints.checkpoint import CheckpointError
 from checkpoints.writer import SaveError
 from config.schema import ConfigError, TrainConfig, config_names, dump_config, load_config, run_folder
-from dataset.fewshot_puzzle_dataset import Batch, iterate
+from dataset.batches import Batch, iterate
 from dataset.store import DatasetError
 from learning.guards import NonFiniteError, TrainingError
 from training.events import Preempted, evaluate_and_save, log_window, save_and_stop, saves_by_the_clock
 from training.metrics import SHOWN_QUERIES, step_metrics, summary
-from training.setup import create_trainer, seen_in_training
+from training.setup import create_trainer
 from training.trainer import Trainer
 from utils import distributed
 from utils.distributed import SAID_BY_FIRST_RANK, Ranks
@@ -45,7 +45,6 @@ __all__ = (
     "create_trainer",
     "fit",
     "main",
-    "seen_in_training",
     "summary",
 )
 log = logging.getLogger(__name__)
@@ -74,20 +73,62 @@ def fit(
         Preempted: asked to stop, and saved.
     """
     trainer = create_trainer(config, ranks, stop, observers)
-    with status_of(trainer) as status:
-        if ranks.is_first:
-            log.info(
-                "%d training puzzles, %d steps, %d held-out puzzles with %d queries, on %s",
-                len(trainer.train_data.puzzles),
-                trainer.total_steps,
-                len(trainer.eval_data.puzzles),
-                len(trainer.eval_data.query_row),
-                ranks.device,
-            )
+    with status_of(trainer) as status, progress_bar(trainer) as bar:
         trainer.model.train()
-        last = train(trainer, status)
+        last = metrics_so_far(trainer)
+        for batch in batches_of(trainer):
+            epoch_before, base_lr = trainer.epoch, trainer.base_lr
+            sums, outputs = trainer.train_step(batch)
+            if sums:
+                trainer.window.add(sums)
+                trainer.train_data.observe(trainer.step, sums)
+            bar.update()
+            is_last = trainer.step == trainer.total_steps
+            evaluates = is_last or trainer.epoch // config.eval_interval > epoch_before // config.eval_interval
+            if trainer.step % config.log_interval == 0 or evaluates:
+                last |= log_window(trainer, step_metrics(trainer, sums, outputs, base_lr))
+                status.write("running", trainer.step, last)
+                show(bar, last)
+            if trainer.stop_agreed:
+                trainer.progress.evaluation_due = evaluates
+                save_and_stop(trainer)
+            if evaluates:
+                last |= evaluate_and_save(trainer)
+                status.write("running", trainer.step, last)
+            elif saves_by_the_clock(trainer):
+                trainer.save_checkpoint()
         status.write("done", trainer.step, last)
     return last
+
+
+def metrics_so_far(trainer: Trainer) -> dict[str, float]:
+    """The last value of every metric of a run that goes on, after the evaluation that was put off when it stopped."""
+    last = last_values(trainer.folder) if trainer.ranks.is_first and trainer.step else {}
+    return last | evaluate_and_save(trainer) if trainer.progress.evaluation_due else last
+
+
+@contextmanager
+def progress_bar(trainer: Trainer) -> Iterator[tqdm]:
+    """Steps done, of all, after a line that says what there is to do; on rank 0."""
+    if trainer.ranks.is_first:
+        log.info(
+            "%s, %d steps, %d held-out puzzles with %d queries, on %s",
+            trainer.train_data.description,
+            trainer.total_steps,
+            len(trainer.eval_data.puzzles),
+            len(trainer.eval_data.query_row),
+            trainer.ranks.device,
+        )
+    with (
+        tqdm(total=trainer.total_steps, initial=trainer.step, desc="train", disable=not trainer.ranks.is_first) as bar,
+        logging_redirect_tqdm(),
+    ):
+        yield bar
+
+
+def show(bar: tqdm, metrics: dict[str, float]) -> None:
+    """Put the metrics that tell most behind the bar."""
+    bar.set_postfix({k: f"{metrics.get(f'train/{k}', float('nan')):.3f}" for k in ("loss", "accuracy", "steps")})
 
 
 @contextmanager
@@ -115,55 +156,23 @@ def status_of(trainer: Trainer) -> Iterator[RunStatus]:
 def batches_of(trainer: Trainer) -> Iterator[Batch]:
     """The batches from the trainer's step on, on its device; each `steps_per_batch` times in a row."""
     config, device = trainer.config, trainer.ranks.device
+    workers = 0 if trainer.train_data.state_dict() else config.data_workers  # of a state, workers would have copies
     times = config.arch.steps_per_batch
     first, done = divmod(trainer.step, times)
     pin_memory = device.type == "cuda"
-    for batch in iterate(trainer.train_data, start=first, workers=config.data_workers, pin_memory=pin_memory):
+    for batch in iterate(trainer.train_data, start=first, workers=workers, pin_memory=pin_memory):
         moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
         for _ in range(times - done):
             yield moved
         done = 0
 
 
-def train(trainer: Trainer, status: RunStatus) -> dict[str, float]:
-    """The steps that are left; returns the last value of every metric."""
-    config, ranks = trainer.config, trainer.ranks
-    last = last_values(trainer.folder) if ranks.is_first and trainer.step else {}
-    if trainer.progress.evaluation_due:
-        last |= evaluate_and_save(trainer)
-    with (
-        tqdm(total=trainer.total_steps, initial=trainer.step, desc="train", disable=not ranks.is_first) as bar,
-        logging_redirect_tqdm(),
-    ):
-        for batch in batches_of(trainer):
-            epoch_before, base_lr = trainer.epoch, trainer.base_lr
-            sums, outputs = trainer.train_step(batch)
-            if sums:
-                trainer.window.add(sums)
-            bar.update()
-            is_last = trainer.step == trainer.total_steps
-            evaluates = is_last or trainer.epoch // config.eval_interval > epoch_before // config.eval_interval
-            if trainer.step % config.log_interval == 0 or evaluates:
-                last |= log_window(trainer, step_metrics(trainer, sums, outputs, base_lr))
-                status.write("running", trainer.step, last)
-                shown = {k: f"{last.get(f'train/{k}', float('nan')):.3f}" for k in ("loss", "accuracy", "steps")}
-                bar.set_postfix(shown)
-            if trainer.stop_agreed:
-                trainer.progress.evaluation_due = evaluates
-                save_and_stop(trainer)
-            if evaluates:
-                last |= evaluate_and_save(trainer)
-                status.write("running", trainer.step, last)
-            elif saves_by_the_clock(trainer):
-                trainer.save_checkpoint()
-    return last
-
-
-def run_ranks(config: TrainConfig, stop: StopRequest, observers: Sequence[ObserverFactory]) -> None:
-    """This process's part of a run; rank 0 prints the table that ends it."""
+@contextmanager
+def joined_ranks(config: TrainConfig) -> Iterator[Ranks]:
+    """This process among the run's ranks; if it fails inside the block the others hear of it."""
     ranks = distributed.start(config.device, config.distributed_timeout_s)
     try:
-        metrics = fit(config, ranks, stop, observers)
+        yield ranks
     except Preempted:
         distributed.stop(ranks)
         raise
@@ -172,8 +181,6 @@ def run_ranks(config: TrainConfig, stop: StopRequest, observers: Sequence[Observ
             distributed.announce_failure(f"{type(error).__name__}: {error}", ranks)
         raise
     distributed.stop(ranks)
-    if ranks.is_first:
-        sys.stdout.write(summary(metrics, run_folder(config)) + "\n")
 
 
 def leave(status: int, error: BaseException) -> NoReturn:
@@ -218,7 +225,10 @@ def main(default_config: str, argv: Sequence[str] | None = None, *, observers: S
     stop = StopRequest()
     try:
         with stop.listening():
-            run_ranks(config, stop, observers)
+            with joined_ranks(config) as ranks:
+                metrics = fit(config, ranks, stop, observers)
+            if ranks.is_first:
+                sys.stdout.write(summary(metrics, run_folder(config)) + "\n")
     except USER_FAULTS as error:
         leave(USER_ERROR, error)
     except Preempted as error:

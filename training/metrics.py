@@ -34,14 +34,24 @@ def step_metrics(
         tensors[f"train/{key}"] = distributed.gather_rows(outputs[key], ranks).mean()
     values = torch.stack([t.double() for t in tensors.values()]).tolist() if tensors else []
     metrics = dict(zip(tensors, values, strict=True))
-    rates = {group["name"]: group["lr"] for group in trainer.optimizer.param_groups}
-    metrics["train/lr"] = base_lr
-    if hasattr(trainer.model, "encoder"):
-        metrics["train/encoder_lr"] = rates.get("encoder", 0.0)
-        if "grad/inner_norm" in metrics:  # a step that was skipped has none
-            encoder, inner = metrics.get("grad/encoder_norm", 0.0), metrics["grad/inner_norm"]
-            metrics["grad/encoder_share"] = encoder / (encoder + inner) if encoder + inner > 0 else 0.0
+    metrics |= learning_rates(trainer, base_lr)
+    if hasattr(trainer.model, "encoder") and "grad/inner_norm" in metrics:  # a step that was skipped has none
+        encoder, inner = metrics.get("grad/encoder_norm", 0.0), metrics["grad/inner_norm"]
+        metrics["grad/encoder_share"] = encoder / (encoder + inner) if encoder + inner > 0 else 0.0
     return metrics
+
+
+def learning_rates(trainer: Trainer, base_lr: float) -> dict[str, float]:
+    """The schedule's rate, what AdamATan2 makes of it in the encoder, and Muon's."""
+    config = trainer.config
+    rates = {"train/lr": base_lr}
+    if hasattr(trainer.model, "encoder"):
+        groups = trainer.learner.optimizer.param_groups
+        encoder = [group["lr"] for group in groups if group["name"] == "encoder" and "fused" not in group]
+        rates["train/encoder_lr"] = encoder[0] if encoder else 0.0
+    if config.optimizer == "muon":
+        rates["train/muon_lr"] = base_lr / config.lr * config.muon_lr
+    return rates
 
 
 def shown_predictions(trainer: Trainer, results: Sequence[QueryResult] = ()) -> dict[str, list[QueryTrace]]:

@@ -18,8 +18,9 @@ from checkpoints.checkpoint import (
     open_checkpoint,
     saved_checkpoints,
 )
-from config.schema import ConfigError, TrainConfig, TrmArch, dump_config, run_folder
+from config.schema import ConfigError, TrainConfig, TrmArch, dump_config, run_folder, validate_config
 from dataset.store import DatasetMetadata
+from learning.learner import Learner
 from training.metric_window import joined_windows
 from training.trainer import Progress, Trainer
 from utils.run_folder import continue_run_folder, copy_logs, create_run_folder, lock_folder
@@ -107,12 +108,20 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield prefix + key, value
 
 
+def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Its config; keys that are younger than it have their default."""
+    try:
+        return dump_config(validate_config(checkpoint.config))
+    except ConfigError:  # it has keys or values that are gone, which are differences
+        return checkpoint.config
+
+
 def config_differences(config: TrainConfig, checkpoint: Checkpoint, metadata: DatasetMetadata) -> dict[str, str]:
     """What matters and differs: each key with both values."""
     may_differ = set(MAY_DIFFER)
     if isinstance(config.arch, TrmArch) and config.train_on_held_out_demonstrations:
         may_differ.remove("max_eval_groups")  # their demonstrations are trained on
-    old, new = dict(_flat(checkpoint.config)), dict(_flat(dump_config(config)))
+    old, new = dict(_flat(_settings(checkpoint))), dict(_flat(dump_config(config)))
     found = {
         key: f"{key} was {old.get(key, 'unknown')} and is {new.get(key, 'gone')}"
         for key in {**old, **new}
@@ -157,8 +166,8 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """
     source = str(checkpoint.path)
     load_matching(trainer.model, checkpoint.model_state(), source)
-    _restore_optimizer(trainer.optimizer, checkpoint)
-    _restore_averages(trainer, checkpoint)
+    _restore_optimizer(trainer.learner.optimizer, checkpoint)
+    _restore_averages(trainer.learner, checkpoint)
     trainer.trained_on = checkpoint.trained_on.joined(trainer.trained_on)
     known = {f.name for f in fields(Progress)}
     trainer.progress = Progress(**{key: value for key, value in checkpoint.progress.items() if key in known})
@@ -182,20 +191,21 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint)
         group.update(option)
 
 
-def _restore_averages(trainer: Trainer, checkpoint: Checkpoint) -> None:
-    if trainer.ema is None:
+def _restore_averages(learner: Learner, checkpoint: Checkpoint) -> None:
+    if learner.ema is None:
         return
     if (checkpoint.path / "ema.safetensors").exists():
-        trainer.ema.load_state_dict(checkpoint.model_state(ema=True))
+        learner.ema.load_state_dict(checkpoint.model_state(ema=True))
     else:
         log.warning("%s has no averages: they start from its weights", checkpoint.path)
-        trainer.ema.load_state_dict(trainer.model.state_dict())
+        learner.ema.load_state_dict(learner.model.state_dict())
 
 
 def _restore_rank(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """Carry, window of the log, generators."""
     state = checkpoint.rank_state(trainer.ranks.rank)
     device = trainer.ranks.device
+    _restore_source(trainer, state)
     if state["carry"] and trainer.step < trainer.total_steps:
         try:
             trainer.carry = filled_carry(_next_carry(trainer), state["carry"])
@@ -208,6 +218,12 @@ def _restore_rank(trainer: Trainer, checkpoint: Checkpoint) -> None:
         torch.cuda.set_rng_state(state["cuda_rng"], device)
 
 
+def _restore_source(trainer: Trainer, state: dict[str, Any]) -> None:
+    """The state of the source of batches, unless the run goes on with another source."""
+    if saved := state.get("source", {}).get(trainer.config.data.name):
+        trainer.train_data.load_state_dict(saved)
+
+
 def _restore_for_other_ranks(trainer: Trainer, checkpoint: Checkpoint) -> None:
     ranks = trainer.ranks
     if ranks.is_first:
@@ -218,6 +234,7 @@ def _restore_for_other_ranks(trainer: Trainer, checkpoint: Checkpoint) -> None:
             ranks.world_size,
             trainer.step // trainer.config.arch.steps_per_batch * trainer.config.global_batch_size,
         )
+    _restore_source(trainer, checkpoint.rank_state(0))
     states = map(checkpoint.rank_state, range(checkpoint.world_size))
     windows = [state["window"] for state in states if "window" in state]
     if windows:

@@ -1,9 +1,8 @@
-"""Everything that one run holds, and its training step: the same for every model."""
+"""What a run holds besides its learner: data, place in the schedule, carry, log, checkpoints; for every model."""
 
 import logging
-import math
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,16 @@ from torch import Tensor
 
 from checkpoints import folder as checkpoint_folder
 from checkpoints.carry_state import carry_tensors
-from checkpoints.checkpoint import TrainedOn
 from checkpoints.writer import CheckpointWriter, SaveError
 from config.schema import TrainConfig, dump_config
-from dataset.fewshot_puzzle_dataset import Batch, FewshotEvalDataset, FewshotTrainDataset
+from dataset.batches import Batch
+from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
+from dataset.sources import TrainSource
+from dataset.trained_on import TrainedOn
 from inference.evaluation import Evaluation, evaluate
-from learning.ema import EMA
-from learning.guards import NonFiniteError, non_finite_parts
-from learning.optim import (
-    PuzzleEmbeddingSGD,
-    clip_gradients,
-    drop_frozen_gradients,
-    gradient_norms,
-    learning_rate,
-    set_learning_rates,
-)
+from learning.guards import NonFiniteError
+from learning.learner import Learner
+from learning.optim import learning_rate
 from models.act import EXPLORATION_KEY, exploration_draws
 from models.losses import ACTLossHead
 from training.metric_window import MetricWindow
@@ -60,13 +54,10 @@ class Trainer:
 
     config: TrainConfig
     ranks: Ranks
-    train_data: FewshotTrainDataset
+    train_data: TrainSource
     eval_data: FewshotEvalDataset
     train_queries: FewshotEvalDataset
-    head: ACTLossHead
-    optimizer: torch.optim.Optimizer
-    puzzle_optimizer: PuzzleEmbeddingSGD
-    ema: EMA | None
+    learner: Learner
     trained_on: TrainedOn
     logger: RunLogger
     folder: Path = Path()
@@ -82,8 +73,12 @@ class Trainer:
     save_agreed: bool = False
 
     @property
+    def head(self) -> ACTLossHead:
+        return self.learner.head
+
+    @property
     def model(self) -> Any:
-        return self.head.model
+        return self.learner.model
 
     @property
     def total_steps(self) -> int:
@@ -115,49 +110,24 @@ class Trainer:
             NonFiniteError: before any weight has changed.
         """
         config = self.config
-        if self.carry is None:
-            self.carry = self.fresh_carry(batch)
+        carry = self.fresh_carry(batch) if self.carry is None else self.carry
         slots = self.ranks.local_slots(config.global_batch_size)
         draws = exploration_draws(config.seed, self.step, config.global_batch_size, slots)
         batch = {**batch, EXPLORATION_KEY: draws.to(self.ranks.device, non_blocking=True)}
-        self.carry, loss, sums, outputs = self.head(self.carry, batch)
-        (loss / config.global_batch_size).backward()
-        norms = self._optimizer_step(loss.detach().float())
+        result = self.learner.step(carry, batch, self.step, self.base_lr, self._flags)
+        self.carry = result.carry
+        self.stop_agreed, self.save_agreed = (count > 0 for count in result.flags)
+        if result.fault is not None:
+            self._count_skipped(f"step {self.step + 1}: {result.fault}; no weight has been changed by it")
         self.step += 1
-        return (sums | norms if norms else {}), outputs
+        return result.sums, result.outputs
 
-    def _optimizer_step(self, loss: Tensor) -> dict[str, Tensor]:
-        """The gradients' norms before clipping; empty where the step was skipped."""
-        config = self.config
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        # What the ranks must agree on goes through the gradients' own reduction: no further message in a step.
-        puzzle_norm = torch.stack([loss.new_zeros(()), *(g.norm() for g in self.puzzle_optimizer.gradients())]).norm()
-        flags = torch.tensor([bool(self.stop), self._is_time_to_save()], dtype=torch.float32)
-        control = torch.cat([torch.stack([loss, puzzle_norm.float()]), flags.to(loss.device, non_blocking=True)])
-        distributed.sum_over_ranks([*grads, control], self.ranks)
-        base_lr = self.base_lr
-        set_learning_rates(self.optimizer, base_lr, self.step)
-        norms = gradient_norms(self.optimizer)
-        parts = torch.stack([control[0], control[1], *norms.values()]).abs().sum()
-        finite, stops, saves = torch.cat([parts[None], control[2:]]).tolist()  # the one wait for the device in a step
-        self.stop_agreed, self.save_agreed = stops > 0, saves > 0
-        if not math.isfinite(finite):
-            self._leave_out_step(loss, control)
-            return {}
-        if config.grad_clip_norm:
-            clip_gradients(self.optimizer, norms["total"], config.grad_clip_norm)
-        drop_frozen_gradients(self.optimizer)
-        self.optimizer.step()
-        norms |= self.puzzle_optimizer.step(base_lr / config.lr * config.puzzle_emb_lr)
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            self.ema.update()
-        return {f"grad/{name}_norm": norm for name, norm in norms.items()}
+    def _flags(self) -> tuple[bool, bool]:
+        """What the ranks must agree on."""
+        return bool(self.stop), self._is_time_to_save()
 
-    def _leave_out_step(self, loss: Tensor, control: Tensor) -> None:
-        """After a loss or a gradient that is not finite: stop, or go on with fresh carries and the same weights."""
-        parts = non_finite_parts(self.model, loss, control[:2].tolist(), self.ranks)
-        reason = f"step {self.step + 1}: {parts}; no weight has been changed by it"
+    def _count_skipped(self, reason: str) -> None:
+        """After a step that was left out: stop, or go on with fresh carries and the same weights."""
         if self.config.on_nonfinite == "stop":
             raise NonFiniteError(f"{reason}; the run is stopped (on_nonfinite=skip would leave such steps out)")
         self.progress.skipped_steps += 1
@@ -168,9 +138,6 @@ class Trainer:
             )
         if self.ranks.is_first:
             log.warning("%s; skipped, the %d. of this run", reason, self.progress.skipped_steps)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.puzzle_optimizer.skip()
-        self.carry = None
 
     @property
     def base_lr(self) -> float:
@@ -194,7 +161,7 @@ class Trainer:
                 self.head,
                 self.eval_data,
                 self.ranks,
-                evaluators=[evaluator.name for evaluator in self.config.evaluators],
+                evaluator=self.config.evaluator,
                 seen_pairs=self.trained_on.pair_hashes,
                 unknown_origin=bool(self.trained_on.unknown_origin),
                 workers=self.config.data_workers,
@@ -202,8 +169,8 @@ class Trainer:
                 stop=self.stop,
             )
 
-    def averaged_weights(self) -> Any:
-        return nullcontext() if self.ema is None else self.ema.swapped_in()
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        return self.learner.averaged_weights()
 
     def _is_time_to_save(self) -> bool:
         minutes = self.config.checkpoint_minutes
@@ -246,8 +213,8 @@ class Trainer:
         self.logger.to_disk()
         path = writer.save_shared(
             self.model,
-            None if self.ema is None else self.ema.state_dict(),
-            self.optimizer.state_dict(),
+            None if self.learner.ema is None else self.learner.ema.state_dict(),
+            self.learner.optimizer.state_dict(),
             dump_config(config),
             self.trained_on,
             progress,
@@ -259,6 +226,7 @@ class Trainer:
 
     def _rank_state(self) -> dict[str, Any]:
         state = {"carry": carry_tensors(self.carry), "rng": torch.get_rng_state(), "window": self.window.state_dict()}
+        state["source"] = {self.config.data.name: self.train_data.state_dict()}
         if self.ranks.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.ranks.device)
         return state

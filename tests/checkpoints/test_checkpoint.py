@@ -73,13 +73,13 @@ def test_a_checkpoint_holds_the_trainers_state_bit_for_bit(make_trainer: MakeTra
     assert checkpoint.config == dump_config(trainer.config)
     assert TrainConfig.model_validate(checkpoint.config) == trainer.config
 
-    assert trainer.ema is not None
+    assert trainer.learner.ema is not None
     weights = trainer.model.state_dict()
     assert_same(checkpoint.model_state(), weights)
-    assert_same(checkpoint.model_state(ema=True), {**weights, **trainer.ema.state_dict()})
-    assert any(not torch.equal(average, weights[name]) for name, average in trainer.ema.state_dict().items())
+    assert_same(checkpoint.model_state(ema=True), {**weights, **trainer.learner.ema.state_dict()})
+    assert any(not torch.equal(average, weights[name]) for name, average in trainer.learner.ema.state_dict().items())
 
-    saved, own = checkpoint.optimizer_state(), trainer.optimizer.state_dict()
+    saved, own = checkpoint.optimizer_state(), trainer.learner.optimizer.state_dict()
     assert saved["param_groups"] == own["param_groups"]
     for index, state in own["state"].items():
         assert_same(saved["state"][index], state)
@@ -206,8 +206,8 @@ def test_a_pretrained_decoder_is_loaded_averaged_and_the_encoder_starts_afresh(
         assert torch.equal(value, expected[name]), name
     trained = {n for n, p in trainer.model.named_parameters() if not torch.equal(fresh[n], pretrained[n])}
     assert trained == {n for n, _ in trainer.model.named_parameters()}
-    assert trainer.ema is not None
-    for name, value in trainer.ema.state_dict().items():
+    assert trainer.learner.ema is not None
+    for name, value in trainer.learner.ema.state_dict().items():
         assert torch.equal(value, trainer.model.state_dict()[name])
 
 

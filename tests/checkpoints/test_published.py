@@ -105,13 +105,6 @@ def refusal(decoder: nn.Module, path: Path, arch: dict[str, Any]) -> str:
     return str(caught.value)
 
 
-def cli(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """`python -m checkpoints.checkpoint ...` in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "checkpoints", *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-
-
 @pytest.mark.parametrize("config_name", DECODERS)
 @pytest.mark.parametrize("keys", [*((key,) for key in KEYS), KEYS])
 def test_a_published_state_dict_loads_whatever_its_prefixes(
@@ -412,18 +405,18 @@ def test_figures_of_weights_of_unknown_origin_are_named_contaminated(
 
 @pytest.mark.parametrize("config_name", DECODERS)
 def test_an_exported_decoder_comes_back_bit_for_bit_with_its_cycles_and_provenance(
-    make_model: Callable, checkpoints: dict, config_name: str
+    make_model: Callable, checkpoints: dict, config_name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, trainer = checkpoints[config_name]
     own = trainer.model.inner.state_dict().get("puzzle_emb.weights")
-    done = cli("export", run, "--to", "trm", *(("--puzzle-identifiers", "5") if own is None else ()))
-    assert done.returncode == 0, done.stderr
+    main(["export", str(run), "--to", "trm", *(("--puzzle-identifiers", "5") if own is None else ())])
+    said = capsys.readouterr().out
     output = run / "step_00000002-trm.pt"
-    assert str(output) in done.stdout
+    assert str(output) in said
     state = torch.load(output, weights_only=True)
     assert set(state) == {P + k for k in {*decoder_state(trainer.model.inner), "puzzle_emb.weights"}}
     assert torch.equal(state[f"{P}puzzle_emb.weights"], torch.zeros(5, 32) if own is None else own)
-    assert ("zeros" in done.stdout) == (own is None)
+    assert ("zeros" in said) == (own is None)
 
     with trainer.averaged_weights():
         averaged = decoder_state(trainer.model.inner)
@@ -502,7 +495,14 @@ def test_a_command_that_cannot_be_done_ends_with_one_error(
 
 def test_the_command_line_as_a_process_ends_with_status_2_and_without_traceback(tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(b"nothing of use")
-    done = cli("inspect", tmp_path / "x.pt")
+    done = subprocess.run(
+        [sys.executable, "-m", "checkpoints", "inspect", str(tmp_path / "x.pt")],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 2
     assert not done.stdout
     assert done.stderr.startswith("error: ")

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,7 @@ def test_a_deleted_key_is_missing() -> None:
         (["ema=false", "ema_rate=0.9"], "ema_rate"),
         (["ema_rate=0.9", "ema=false"], "ema_rate"),
         (["freeze_encoder=true", "encoder_lr_scale=0.5"], "encoder_lr_scale"),
+        (["muon_lr=1e-3"], "muon_lr"),
         (["arch.halt_max_steps=1", "arch.halt_exploration_prob=0.3"], "arch.halt_exploration_prob"),
         (["hydra.run.dir=elsewhere"], "hydra.run.dir"),
     ],
@@ -179,6 +181,7 @@ def test_a_config_file_may_hold_options_that_are_not_used(overrides: list[str]) 
 def test_options_are_used_again_when_their_condition_is_given_back() -> None:
     config = load_config(NAME, ["ema=true", "ema_rate=0.9", "encoder_lr_scale=0.5", "arch.halt_exploration_prob=0.3"])
     assert (config.ema_rate, config.encoder_lr_scale, config.arch.halt_exploration_prob) == (0.9, 0.5, 0.3)
+    assert load_config(NAME, ["optimizer=muon", "muon_lr=1e-3"]).muon_lr == 1e-3
 
 
 @pytest.mark.parametrize("overrides", [["arch.hidden_size=60"], ["arch.num_heads=5"], ["arch.hidden_size=8"]])
@@ -201,6 +204,11 @@ def test_the_default_project_is_that_of_the_system(name: str) -> None:
     assert config.project_name == ("arc-trm-hybrid" if "trm_hybrid" in config.arch.name else "etrm-arc")
 
 
+@cache
+def composed(name: str) -> dict[str, Any]:
+    return dump_config(load_config(name))
+
+
 HYBRIDS = [name for name in config_names() if "trm_hybrid" in name]
 
 
@@ -208,8 +216,8 @@ HYBRIDS = [name for name in config_names() if "trm_hybrid" in name]
 @pytest.mark.parametrize("short", SHORTHANDS)
 def test_each_override_of_the_hybrid_sets_its_key_and_nothing_else(name: str, short: str) -> None:
     value = "some/model" if short == "text_model" else "48"
-    plain, changed = (dump_config(load_config(name, overrides)) for overrides in ([], [f"{short}={value}"]))
-    assert dump_config(load_config(name, [f"{SHORTHANDS[short]}={value}"])) == changed != plain
+    changed = dump_config(load_config(name, [f"{short}={value}"]))
+    assert dump_config(load_config(name, [f"{SHORTHANDS[short]}={value}"])) == changed != composed(name)
 
 
 def test_an_override_of_the_hybrid_and_its_key_at_once_are_refused_and_a_fault_names_both() -> None:
@@ -312,3 +320,59 @@ def test_the_schema_composes_in_a_fresh_process(tmp_path: Path) -> None:
 @pytest.mark.parametrize("override", ["+batch_size=4", "++num_epochs=3", "+hidden_size=7"])
 def test_a_shorthand_of_another_system_is_an_unknown_key(override: str) -> None:
     assert f"unknown key '{override.lstrip('+').split('=')[0]}'" in refusal(override)
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_the_source_of_batches_is_the_one_that_the_arch_reads(name: str) -> None:
+    config = load_config(name)
+    source = "puzzle_id" if "trm@TRM" in config.arch.name and "etrm" not in config.arch.name else "fewshot"
+    source = "text" if name in HYBRIDS else source
+    assert config.data.name == source
+    assert load_config(name, [f"data={source}"]) == load_config(name, [f"data.name={source}"]) == config
+
+
+@pytest.mark.parametrize("written", [None, {}, {"name": "auto"}], ids=str)
+@pytest.mark.parametrize("name", config_names())
+def test_a_config_that_names_no_source_takes_the_default(name: str, written: dict[str, str] | None) -> None:
+    """So that configs of runs from before there were sources can be read."""
+    config = load_config(name)
+    values = dump_config(config)
+    del values["data"]
+    assert TrainConfig.model_validate(values if written is None else {**values, "data": written}) == config
+
+
+@pytest.mark.parametrize(
+    ("arch", "source", "reads"),
+    [
+        ("etrm", "puzzle_id", "demonstrations: data.name=auto takes fewshot"),
+        ("etrm", "text", "demonstrations: data.name=auto takes fewshot"),
+        ("etrmtrm", "puzzle_id", "demonstrations: data.name=auto takes fewshot"),
+        ("trm", "fewshot", "puzzle identifiers: data.name=auto takes puzzle_id"),
+        ("trm", "text", "puzzle identifiers: data.name=auto takes puzzle_id"),
+    ],
+)
+@pytest.mark.parametrize("key", ["data", "data.name"])
+def test_a_source_for_another_system_is_refused(arch: str, source: str, reads: str, key: str) -> None:
+    message = refusal(f"arch={arch}", f"{key}={source}")
+    assert f"data.name={source} gives" in message
+    assert reads in message
+
+
+def test_the_hybrid_trains_on_texts_alone() -> None:
+    assert "texts: data.name=auto takes text" in refusal("data=fewshot", name=HYBRIDS[0])
+
+
+@pytest.mark.parametrize("override", ["data.name=other", "data=other", "data={name: text}", "data=[text]", "+data.x=1"])
+def test_an_unknown_source_is_refused_by_its_key(override: str) -> None:
+    message = refusal(override)
+    assert "data" in message
+    if "x" not in override.split("=")[0]:
+        assert "fewshot" in message
+
+
+def test_two_evaluators_are_refused() -> None:
+    message = refusal("evaluators=[{name: arc@ARC},{name: arc@ARC}]")
+    assert "evaluators" in message
+    assert "one evaluator or none" in message
+    assert load_config(NAME).evaluator == "arc@ARC"
+    assert load_config(NAME, ["evaluators=[]"]).evaluator is None

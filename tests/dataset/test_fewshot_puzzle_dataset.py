@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from dataset.augment import augment_grid
-from dataset.fewshot_puzzle_dataset import Batch, FewshotEvalDataset, FewshotTrainDataset, iterate
+from dataset.batches import Batch, iterate
+from dataset.fewshot_puzzle_dataset import FewshotEvalDataset, FewshotTrainDataset
 from dataset.grids import place_grid
 from dataset.store import DatasetError, PuzzleStore
 

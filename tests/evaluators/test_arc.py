@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset.augment import augment_grid
+from dataset.batches import iterate
 from dataset.build_arc_dataset import build_dataset
-from dataset.fewshot_puzzle_dataset import FewshotEvalDataset, iterate
+from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.grids import place_grid
 from dataset.store import PuzzleStore, load_store
 from evaluators.arc import ARC, PASS_KS, wilson_interval

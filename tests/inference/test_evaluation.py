@@ -19,7 +19,7 @@ from dataset.fewshot_puzzle_dataset import Batch, FewshotEvalDataset
 from dataset.grids import COLOR_OFFSET, EOS, PAD, place_grid
 from dataset.store import PuzzleStore
 from evaluators.eos_utils import crop_grid_from_eos
-from inference.evaluation import Evaluation, evaluate, final_outputs, runs_into_canvas_edge
+from inference.evaluation import Evaluation, evaluate, runs_into_canvas_edge, step_outputs
 from models import create_model
 from models.act import RecursiveReasoner
 from training.loop import Trainer, create_trainer
@@ -409,7 +409,7 @@ def test_only_samples_at_the_edge_are_predicted_again_and_only_in_the_last_step(
     batch = data.queries(np.arange(len(data.query_row)))
     del batch["query_indices"]
     with torch.no_grad():
-        found = list(final_outputs(model, batch))
+        found = list(step_outputs(model, batch))
         on_task, on_full = list(model.rollout(batch)), list(model.rollout(batch, canvas="full"))
     expected = runs_into_canvas_edge(batch, on_task[-1]["logits"].argmax(-1))
     rerun = found[-1]["rerun"]
@@ -440,7 +440,7 @@ def test_the_label_has_no_say_in_what_is_predicted(make_trainer: MakeTrainer) ->
     none = torch.zeros_like(batch["labels"])
     largest = torch.from_numpy(place_grid(np.ones((30, 30), dtype=np.uint8))).expand_as(none)
     with torch.no_grad():
-        found = [list(final_outputs(model, {**batch, "labels": labels})) for labels in (none, batch["labels"], largest)]
+        found = [list(step_outputs(model, {**batch, "labels": labels})) for labels in (none, batch["labels"], largest)]
     for steps in zip(*found, strict=True):
         for outputs in steps[1:]:
             assert torch.equal(outputs["logits"], steps[0]["logits"])

@@ -18,8 +18,8 @@ from dataset.controls import ShuffledConditions
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.store import DatasetError, PuzzleStore
 from inference.evaluate_cli import evaluate_checkpoint
+from tests.processes import ROOT, call
 
-ROOT = Path(__file__).parents[2]
 Train = Callable[..., Path]
 MetricsOf = Callable[[Path], list[dict[str, float]]]
 CONFIGS = ["cfg_pretrain_etrm_arc_agi_1", "cfg_pretrain_etrmtrm_arc_agi_1", "cfg_pretrain_trm_arc_agi_1"]
@@ -100,14 +100,7 @@ def test_a_trm_refuses_another_data_set_and_a_reading_model_takes_it(
     [(["--checkpoint", "nowhere"], "nowhere"), (["--checkpoint", "x", "--max-groups", "0"], "--max-groups 0")],
 )
 def test_faults_are_one_message_and_status_2(arguments: list[str], named: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "evaluate.py"), *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = call("evaluate.py", *arguments, folder=tmp_path)
     assert done.returncode == 2
     assert named in done.stderr
     assert "Traceback" not in done.stderr

@@ -89,20 +89,20 @@ def test_a_reloaded_average_continues_bit_for_bit() -> None:
 
 def test_training_updates_the_average_once_a_step(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer("ema_rate=0.75", "lr=1e-2")
-    assert trainer.ema is not None
+    assert trainer.learner.ema is not None
     expected = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     for number in range(2):
         trainer.train_step(trainer.train_data[number])
         for name, p in trainer.model.named_parameters():
             expected[name] = 0.75 * expected[name] + 0.25 * p.detach()
-    for name, average in trainer.ema.state_dict().items():
+    for name, average in trainer.learner.ema.state_dict().items():
         torch.testing.assert_close(average, expected[name])
 
 
 def test_evaluation_leaves_weights_average_and_further_training_as_they_were(make_trainer: MakeTrainer) -> None:
     def everything(trainer: Trainer) -> dict[str, Tensor]:
-        assert trainer.ema is not None
-        averages = {f"ema.{name}": value for name, value in trainer.ema.state_dict().items()}
+        assert trainer.learner.ema is not None
+        averages = {f"ema.{name}": value for name, value in trainer.learner.ema.state_dict().items()}
         return {**trainer.model.state_dict(), **averages}
 
     states = []
@@ -123,10 +123,10 @@ def test_evaluation_is_that_of_the_averaged_weights(make_trainer: MakeTrainer) -
     trainer = make_trainer("lr=1e-2", "ema_rate=0.9", "max_eval_groups=2")
     for number in range(3):
         trainer.train_step(trainer.train_data[number])
-    assert trainer.ema is not None
+    assert trainer.learner.ema is not None
     found = trainer.evaluate().metrics["eval/lm_loss"]
     plain = make_trainer("ema=false", "max_eval_groups=2")
-    plain.model.load_state_dict({**trainer.model.state_dict(), **trainer.ema.state_dict()})
+    plain.model.load_state_dict({**trainer.model.state_dict(), **trainer.learner.ema.state_dict()})
     assert plain.evaluate().metrics["eval/lm_loss"] == found
     plain.model.load_state_dict(trainer.model.state_dict())
     assert plain.evaluate().metrics["eval/lm_loss"] != found

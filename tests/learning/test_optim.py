@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from learning.optim import (
-    AdamATan2,
+from learning.adam_atan2 import AdamATan2
+from learning.groups import (
     GroupOptions,
     clip_gradients,
     drop_frozen_gradients,
     gradient_norms,
-    learning_rate,
     parameter_groups,
     set_learning_rates,
 )
+from learning.optim import learning_rate
 from models.losses import create_loss_head
 from training.loop import Trainer
 

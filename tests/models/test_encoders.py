@@ -181,6 +181,7 @@ def test_training_samples_around_the_mean_that_evaluation_uses(
     shrunk_config: Load, batch: Batch, encoder_type: str
 ) -> None:
     encoder = create_encoder(shrunk_config(f"arch.encoder_type={encoder_type}").arch)
+    batch = {key: value[:2] for key, value in batch.items()}
     with torch.no_grad():
         first, second = encode(encoder, batch), encode(encoder, batch)
         assert not torch.allclose(first, second)

@@ -81,6 +81,7 @@ def test_the_full_canvas_equals_the_published_arithmetic_in_float32(
         f"arch.num_heads={heads}",
         f"arch.L_layers={layers}",
         f"arch.mlp_t={mlp_t}",
+        "arch.expansion=1",
         "arch.canvas=full",
         "arch.H_cycles=2",
         "arch.L_cycles=3",

@@ -11,7 +11,8 @@ from torch import Tensor
 from config.schema import TrainConfig
 from dataset.fewshot_puzzle_dataset import Batch, FewshotEvalDataset
 from dataset.store import PuzzleStore
-from learning.optim import AdamATan2, GroupOptions, parameter_groups
+from learning.adam_atan2 import AdamATan2
+from learning.groups import GroupOptions, parameter_groups
 from models import create_model
 from models.canvas import task_canvas
 from models.language_models import locate_model

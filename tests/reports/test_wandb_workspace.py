@@ -15,7 +15,7 @@ ETRM, ETRMTRM = "cfg_pretrain_etrm_arc_agi_1", "cfg_pretrain_etrmtrm_arc_agi_1"
 def test_every_metric_of_the_dashboard_is_logged_by_a_run(train: Callable[..., Path]) -> None:
     logged: set[str] = set()
     for name in (ETRM, ETRMTRM, TRM):
-        folder = train("epochs=8", "eval_interval=8", "log_predictions_every=0", config_name=name)
+        folder = train("epochs=2", "eval_interval=2", "log_predictions_every=0", config_name=name)
         for line in (folder / "metrics.jsonl").read_text().splitlines():
             logged |= json.loads(line).keys()
     shown = {metric for panels in SECTIONS.values() for metrics in panels.values() for metric in metrics}

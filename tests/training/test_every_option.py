@@ -3,52 +3,21 @@
 A key of the schema without a case here fails the first test.
 """
 
-import hashlib
-import json
+import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
-import torch
 from pydantic import BaseModel
 from torch.utils.data import DataLoader
 
-import dataset.fewshot_puzzle_dataset
-from checkpoints.checkpoint import open_checkpoint
+import dataset.batches
 from config.schema import TrainConfig
+from tests.option_outcomes import BASE, IN_A_FOLDER, FirstSteps, Outcomes, WholeRun
 from tests.tiny_llama import CHAT_TEMPLATE, save_tiny_llama
-
-# Four steps on 8 puzzles; one evaluation, of two queries, at the end.
-BASE = (
-    "log_interval=1",
-    "epochs=2",
-    "eval_interval=1000",
-    "max_eval_groups=2",
-    "max_eval_augmentations=1",
-    "log_predictions_every=0",
-    "arch.halt_max_steps=2",
-    "lr=1e-2",
-    "lr_warmup_steps=0",
-    "+run_name=run",
-)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What can be told of a finished run."""
-
-    folder: tuple[str, str]
-    files: frozenset[str]
-    log_lines: list[int]
-    evaluated_at: list[int]
-    losses: list[float]
-    halted_steps: list[float | None]
-    parameters: dict[str, torch.Size]
-    weights: str
-    evaluation: dict[str, float]
-    submission: Any
+from utils.distributed import Ranks
 
 
 @dataclass(frozen=True)
@@ -60,6 +29,11 @@ class Case:
     keeps: tuple[str, ...] = ()
     given: tuple[str, ...] = ()
     config_name: str = "cfg_pretrain_etrm_arc_agi_1"
+
+    @property
+    def kind(self) -> type[FirstSteps | WholeRun]:
+        """A whole run only where a part lies in its folder."""
+        return WholeRun if IN_A_FOLDER & {self.acts_on, *self.keeps} else FirstSteps
 
 
 TRAINING = ("losses", "weights")
@@ -84,6 +58,7 @@ CASES = {
     "arch.mlp_t": Case(
         ("false", "true"), "parameters", given=("arch.canvas=full", "global_batch_size=2", "max_train_groups=2")
     ),
+    "arch.pos_encodings": Case(("rope", "rope2d", "learned"), "losses"),
     "arch.forward_dtype": Case(("float32", "bfloat16"), "losses", keeps=("parameters",)),
     "arch.canvas": Case(("task", "full"), "losses", keeps=("parameters",)),
     "arch.halting": Case(("act", "fixed"), "log_lines", keeps=("parameters",)),
@@ -121,10 +96,10 @@ CASES = {
         HYBRID, values=("auto", "none"), given=(*HYBRID.given, "arch.text_model={chatty_llama}")
     ),
     "arch.max_text_tokens": replace(HYBRID, values=("400", "100"), keeps=("parameters",)),
-    "arch.text_augmentations": replace(HYBRID, values=("1", "3"), keeps=("parameters", "log_lines")),
+    "arch.text_augmentations": replace(HYBRID, values=("1", "3"), keeps=("parameters", "total_steps")),
     "arch.conditioning": replace(HYBRID, values=("z_init", "cross_attention"), acts_on="parameters"),
     "arch.latents": replace(HYBRID, values=("true", "shuffled", "zero"), keeps=("parameters",)),
-    "arch.curriculum": replace(HYBRID, values=("none", "grid_size"), keeps=("parameters", "log_lines")),
+    "arch.curriculum": replace(HYBRID, values=("none", "grid_size"), keeps=("parameters", "total_steps")),
     "arch.loss.include_eos": replace(HYBRID, values=("true", "false"), keeps=("parameters",)),
     "data_paths": Case(("[{data}]", "[{other_data}]"), "losses"),
     "evaluators": Case(("[{{name: arc@ARC}}]", "[]"), "files", keeps=TRAINING),
@@ -132,9 +107,11 @@ CASES = {
     "max_demos": Case(("4", "1"), "losses"),
     "max_train_groups": Case(("8", "4"), "losses"),
     "max_eval_groups": Case(("1", "2"), "submission", keeps=TRAINING),
-    "query_sampling": Case(("test", "leave_one_out"), "losses", keeps=("log_lines",)),
+    "query_sampling": Case(("test", "leave_one_out"), "losses", keeps=("total_steps",)),
     "epochs": Case(("1", "2"), "log_lines"),
     "eval_interval": Case(("1", "2"), "evaluated_at", keeps=TRAINING),
+    "optimizer": Case(("adam_atan2", "muon"), "losses", keeps=("parameters",)),
+    "muon_lr": Case(("1e-2", "1e-3"), "losses", keeps=("parameters",), given=("optimizer=muon",)),
     "lr": Case(("1e-2", "1e-3"), "losses"),
     "lr_min_ratio": Case(("1.0", "0.1"), "losses"),
     "lr_warmup_steps": Case(("0", "3"), "losses"),
@@ -170,6 +147,7 @@ CASES = {
     "run_name": Case(("one", "two"), "folder", keeps=(*TRAINING, "submission", "files")),
 }
 TESTED_ELSEWHERE = {
+    "data.name": "each arch reads one kind of source: test_sources.py",
     "data_workers": "test_batches_come_from_as_many_workers_as_asked_for, below",
     "compile": "tests/models/test_cuda_ready.py: it must not change a result",
     "resume": "it takes a run before: test_resume.py",
@@ -217,7 +195,7 @@ def test_a_key_without_case_has_a_single_value(key: str) -> None:
         assert len(get_args(annotation)) == 1
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def paths(toy_dataset: Callable[..., Path], eager_decoder: Path) -> dict[str, Path]:
     return {
         "data": toy_dataset(num_aug=20),
@@ -226,7 +204,7 @@ def paths(toy_dataset: Callable[..., Path], eager_decoder: Path) -> dict[str, Pa
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def hybrid_paths(paths: dict[str, Path], tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     models = tmp_path_factory.mktemp("models")
     return paths | {
@@ -237,59 +215,30 @@ def hybrid_paths(paths: dict[str, Path], tiny_llama: Path, tmp_path_factory: pyt
     }
 
 
-@pytest.fixture(scope="module")
-def outcome_of(
-    train: Callable[..., Path], metrics_of: Callable[[Path], list[dict[str, float]]], paths: dict[str, Path]
-) -> Callable[..., Outcome]:
-    """The outcome of a run with the given overrides; a run that was made already is not made again."""
-    made: dict[tuple[Any, ...], Outcome] = {}
-
-    def look_at(folder: Path) -> Outcome:
-        lines = metrics_of(folder)
-        losses = [line for line in lines if "train/loss" in line]
-        evaluations = [line for line in lines if "eval/lm_loss" in line]
-        checkpoint = open_checkpoint(folder)
-        submission = folder / "submission.json"
-        files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-        weights = (checkpoint.path / "model.safetensors").read_bytes()
-        return Outcome(
-            folder=(folder.parent.name, folder.name),
-            files=frozenset(files),
-            log_lines=[int(line["step"]) for line in losses],
-            evaluated_at=[int(line["step"]) for line in evaluations],
-            losses=[line["train/loss"] for line in losses],
-            halted_steps=[line.get("train/steps") for line in losses],
-            parameters={name: value.shape for name, value in checkpoint.model_state().items()},
-            weights=hashlib.sha256(weights).hexdigest(),
-            evaluation={key: value for key, value in evaluations[-1].items() if "per_second" not in key},
-            submission=json.loads(submission.read_text()) if submission.exists() else None,
-        )
-
-    def outcome(*overrides: str, config_name: str) -> Outcome:
-        settings = dict(override.split("=", 1) for override in (*BASE, f"data_paths=[{paths['data']}]", *overrides))
-        key = (config_name, *sorted(settings.items()))
-        if key not in made:
-            made[key] = look_at(train(*(f"{k}={v}" for k, v in settings.items()), config_name=config_name))
-        return made[key]
-
-    return outcome
+@pytest.fixture(scope="session")
+def outcomes(
+    shrunk_config: Callable[..., TrainConfig], ranks: Ranks, tmp_path_factory: pytest.TempPathFactory
+) -> Outcomes:
+    return Outcomes(shrunk_config, ranks, lambda: tmp_path_factory.mktemp("outcome"))
 
 
 @pytest.mark.parametrize("key", CASES)
-def test_option_acts(key: str, outcome_of: Callable[..., Outcome], request: pytest.FixtureRequest) -> None:
+def test_option_acts(key: str, outcomes: Outcomes, request: pytest.FixtureRequest) -> None:
     case = CASES[key]
     paths = request.getfixturevalue("hybrid_paths" if case.config_name == HYBRID.config_name else "paths")
-    assert case.acts_on in {f.name for f in fields(Outcome)}
     name = f"+{key}" if key in ("project_name", "run_name") else key
-    outcomes = [
-        outcome_of(*(text.format(**paths) for text in (*case.given, f"{name}={value}")), config_name=case.config_name)
+    found = [
+        outcomes.of(
+            *(text.format(**paths) for text in ("data_paths=[{data}]", *case.given, f"{name}={value}")),
+            config_name=case.config_name,
+            kind=case.kind,
+        )
         for value in case.values
     ]
-    for i, one in enumerate(outcomes):
-        for other in outcomes[i + 1 :]:
-            assert getattr(one, case.acts_on) != getattr(other, case.acts_on)
-            for part in case.keeps:
-                assert getattr(one, part) == getattr(other, part), part
+    for one, other in itertools.combinations(found, 2):
+        assert getattr(one, case.acts_on) != getattr(other, case.acts_on)
+        for part in case.keeps:
+            assert getattr(one, part) == getattr(other, part), part
 
 
 def test_batches_come_from_as_many_workers_as_asked_for(
@@ -305,7 +254,7 @@ def test_batches_come_from_as_many_workers_as_asked_for(
             asked.append(options["num_workers"])
             super().__init__(*arguments, **options)
 
-    monkeypatch.setattr(dataset.fewshot_puzzle_dataset, "DataLoader", WatchedLoader)
+    monkeypatch.setattr(dataset.batches, "DataLoader", WatchedLoader)
     runs = [metrics_of(train(*BASE, f"data_workers={workers}")) for workers in (0, 2)]
     assert asked == [0, 0, 2, 2]
     losses = [[line["train/loss"] for line in lines if "train/loss" in line] for lines in runs]

@@ -15,7 +15,7 @@ from dataset.fewshot_puzzle_dataset import FewshotTrainDataset
 from dataset.store import DatasetError, PuzzleStore
 from models.layers import TransformerBlock
 from models.machine import best_dtype
-from training.loop import Trainer, TrainingError, create_trainer, fit, seen_in_training, summary
+from training.loop import Trainer, TrainingError, create_trainer, fit, summary
 from utils.distributed import Ranks
 
 Train = Callable[..., Path]
@@ -255,7 +255,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(
 
 def test_training_counts_as_seen_what_it_draws_and_no_more(store: PuzzleStore) -> None:
     data = FewshotTrainDataset(store, global_batch_size=2, epochs=1, seed=0, max_groups=3)
-    seen = seen_in_training(store, data, ["data"])
+    seen = data.trained_on()
     train_puzzles = [p for p in store.manifest.puzzles if p.split == "train"]
     assert list(seen.puzzle_ids) == [p.id for p in train_puzzles[:3]]
     assert set(seen.pair_hashes) == {h for p in train_puzzles[:3] for h in p.pair_hashes}

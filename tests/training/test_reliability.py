@@ -18,6 +18,7 @@ from tests.processes import ETRM, ROOT, RUN, SMALL, Launch, hashes, log_lines
 from tests.torture import torture_damages, torture_kills
 from utils.run_status import read_status
 
+pytestmark = pytest.mark.torture
 # 10 steps; a log line at each second and at evaluations, which come after steps 6 and 10.
 COURSE = ("epochs=5", "eval_interval=3", "log_interval=2", "checkpoint_interval=4", "checkpoint_minutes=0")
 Start = Callable[..., Launch]

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import torch
 
 from checkpoints.checkpoint import CheckpointError, open_checkpoint
 from config.schema import ConfigError, TrainConfig, run_folder
+from dataset.store import PuzzleStore
 from training.loop import Preempted, create_trainer, fit
+from training.resume import config_differences
 from utils.distributed import Ranks
 from utils.run_status import read_status
 from utils.signals import StopRequest
@@ -42,6 +45,7 @@ SYSTEMS = {
     "trm": ("cfg_pretrain_trm_arc_agi_1", ("max_eval_groups=2", "epochs=4")),
     # 4 batches, 3 steps each: the checkpoint of step 5 lies inside the second.
     "fixed": ("cfg_pretrain_etrm_arc_agi_1", ("arch.halting=fixed", "arch.num_act_steps=3", "epochs=2")),
+    "muon": ("cfg_pretrain_etrm_arc_agi_1", ("optimizer=muon", "encoder_lr_scale=0.5")),
     "without average": ("cfg_pretrain_etrm_arc_agi_1", ("ema=false", "freeze_decoder_steps=7")),
 }
 
@@ -243,6 +247,25 @@ def test_named_keys_may_differ_and_act(straight: Callable[..., Any], shrunk_conf
     groups = open_checkpoint(run).optimizer_state()["param_groups"]
     assert {(group["weight_decay"], group["betas"][0]) for group in groups} == {(1.0, 0.5)}
     assert [line["step"] for line in log_lines(run) if "train/loss" in line] == [4, 6, 8, 10, 12]
+
+
+def test_a_checkpoint_from_before_a_key_existed_goes_on_with_the_keys_default(
+    straight: Callable[..., Any], shrunk_config: Config, store: PuzzleStore
+) -> None:
+    config, run = straight()
+    checkpoint = open_checkpoint(run)
+    old = {key: value for key, value in checkpoint.config.items() if key not in ("optimizer", "muon_lr")}
+    checkpoint = replace(checkpoint, config=old)
+    assert config_differences(config, checkpoint, store.metadata) == {}
+    changed = shrunk_config(*SHORT, "optimizer=muon")
+    found = config_differences(changed, checkpoint, store.metadata)
+    assert found == {"optimizer": "optimizer was adam_atan2 and is muon"}
+
+
+def test_another_optimizers_state_is_refused(straight: Callable[..., Any], shrunk_config: Config, ranks: Ranks) -> None:
+    straight()
+    with pytest.raises(CheckpointError, match=r"optim.pt: does not fit the parameters"):
+        fit(shrunk_config(*SHORT, "optimizer=muon", "epochs=6", "resume_override=[optimizer,epochs]"), ranks)
 
 
 def test_another_data_set_under_the_same_path_is_refused(

@@ -1,9 +1,6 @@
 """Ranks: one process without a group, and two gloo processes that train as one does."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +10,11 @@ import torch.distributed as dist
 
 from checkpoints.checkpoint import open_checkpoint
 from config.schema import TrainConfig
+from tests.processes import ETRM, call
 from training.loop import fit
 from utils import distributed
 from utils.distributed import Ranks, choose_device
 
-ROOT = Path(__file__).parents[2]
 CONFIG_NAME = "cfg_pretrain_etrm_arc_agi_1"
 MetricsOf = Callable[[Path], list[dict[str, float]]]
 
@@ -85,22 +82,9 @@ distributed.stop(ranks)
 """
 
 
-def torchrun(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Two ranks in `folder`."""
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 def test_sums_lists_and_values_reach_every_rank(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(GROUP_SCRIPT)
-    done = torchrun(["script.py", str(tmp_path)], tmp_path)
+    done = call(tmp_path / "script.py", str(tmp_path), folder=tmp_path, ranks=2)
     assert done.returncode == 0, done.stderr
     found = [json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(2)]
     for rank, values in enumerate(found):
@@ -130,11 +114,10 @@ def test_two_ranks_train_and_evaluate_as_one_does(
         "max_eval_groups=3",
         "max_eval_augmentations=3",
         "eval_batch_size=2",
+        "log_predictions_every=0",
     )
-    script = [str(ROOT / "pretrain_etrm.py"), "--config-name", CONFIG_NAME, *as_overrides(config, CONFIG_NAME)]
     two_folder = tmp_path / "two"
-    two_folder.mkdir()
-    done = torchrun(script, two_folder)
+    done = call(ETRM, "--config-name", CONFIG_NAME, *as_overrides(config, CONFIG_NAME), folder=two_folder, ranks=2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run folder") == 1  # rank 0 alone ends with the table
 

@@ -1,0 +1,160 @@
+"""Training batches of a store: which puzzles, versions and pairs are drawn, and when.
+
+A sample is a function of (seed, epoch, index) alone: each epoch has one table of random numbers with a row for each
+puzzle, made by a counter-based generator. Any batch can be made again from its number, in any order and by any worker,
+and the union over ranks is what one rank would read.
+"""
+
+from abc import abstractmethod
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from dataset.assemble import PairTable, assemble, first_by_key
+from dataset.batches import Batch
+from dataset.sources import TrainSource
+from dataset.store import DatasetError, PuzzleStore
+from dataset.trained_on import TrainedOn
+
+# Of the pairs of each puzzle: which may be asked for, and which may be shown as demonstrations of others.
+PairChoice = tuple[Bool[np.ndarray, "puzzles pairs"], Bool[np.ndarray, "puzzles pairs"]]
+
+
+class StoreTrainDataset(TrainSource):
+    """An epoch draws each puzzle once, with one augmentation and one query; batches run on across epochs.
+
+    Args:
+        puzzles: those that training draws from.
+
+    Raises:
+        DatasetError: no puzzles, too few samples for one batch, or a puzzle that cannot give a query.
+    """
+
+    def __init__(
+        self,
+        store: PuzzleStore,
+        puzzles: Int64[np.ndarray, " puzzles"],
+        *,
+        global_batch_size: int,
+        epochs: int,
+        seed: int,
+        max_demos: int = 10,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.store, self.puzzles, self.seed, self.max_demos = store, puzzles, seed, max_demos
+        if not len(puzzles):
+            raise DatasetError("the data set has no training puzzles")
+        self.pairs = PairTable(store, puzzles)
+        self.may_query, self.may_show = self._choose_pairs()
+        if global_batch_size % world_size:
+            raise DatasetError(f"global_batch_size={global_batch_size} is not a multiple of {world_size} ranks")
+        self.global_batch_size = global_batch_size
+        self.num_batches = epochs * len(puzzles) // global_batch_size
+        if not self.num_batches:
+            samples = epochs * len(puzzles)
+            raise DatasetError(
+                f"epochs={epochs} of {len(puzzles)} puzzles are {samples} samples: "
+                f"less than one batch of global_batch_size={global_batch_size}"
+            )
+        local = global_batch_size // world_size
+        self.slots = np.arange(rank * local, (rank + 1) * local)
+        self._epoch_table = lru_cache(maxsize=8)(self._draw_epoch)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self).items() if name != "_epoch_table"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._epoch_table = lru_cache(maxsize=8)(self._draw_epoch)
+
+    @abstractmethod
+    def _choose_pairs(self) -> PairChoice:
+        """By `self.store`, `self.puzzles` and `self.pairs`.
+
+        Raises:
+            DatasetError: a puzzle has too few.
+        """
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def epoch_of(self, num_batches: int) -> int:
+        return num_batches * self.global_batch_size // len(self.puzzles)
+
+    @property
+    def description(self) -> str:
+        return f"{len(self.puzzles)} training puzzles"
+
+    def trained_on(self) -> TrainedOn:
+        """The puzzles that training draws, and their pairs; of held-out ones, the demonstrations."""
+        store = self.store
+        hashes: list[str] = []
+        held_out: list[str] = []
+        for p in self.puzzles:
+            puzzle = store.manifest.puzzles[p]
+            if puzzle.split == "test":
+                held_out.append(puzzle.id)
+                hashes += puzzle.pair_hashes[: store.puzzle_demos[p]]  # demonstrations come first, all have outputs
+            else:
+                hashes += puzzle.pair_hashes
+        return TrainedOn(
+            puzzle_ids=tuple(store.metadata.puzzle_ids[p] for p in self.puzzles),
+            pair_hashes=tuple(dict.fromkeys(hashes)),
+            held_out_demonstrations=tuple(held_out),
+            datasets=store.metadata.sha256,
+        )
+
+    def _draw_epoch(self, epoch: int) -> tuple[Int64[np.ndarray, " puzzles"], Float64[np.ndarray, "puzzles draws"]]:
+        """The epoch's order of puzzles, and a row of uniform numbers for each of them."""
+        rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, epoch], dtype=np.uint64)))
+        draws = 3 + self.pairs.index.shape[1] + 2 * (self.max_demos + 1)
+        return rng.permutation(len(self.puzzles)), rng.random((len(self.puzzles), draws))
+
+    def _draws(self, number: int) -> tuple[Int64[np.ndarray, " batch"], Float64[np.ndarray, "batch draws"]]:
+        """The puzzles of a batch (rows of `puzzles`), and a row of uniform numbers for each."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"batch {number} of {len(self)}")
+        epochs, positions = np.divmod(number * self.global_batch_size + self.slots, len(self.puzzles))
+        rows, draws = [], []
+        for epoch in np.unique(epochs):
+            order, table = self._epoch_table(int(epoch))
+            rows.append(order[positions[epochs == epoch]])
+            draws.append(table[rows[-1]])
+        return np.concatenate(rows), np.concatenate(draws)
+
+    def __getitem__(self, number: int) -> Batch:
+        return self._batch(*self._draws(number))
+
+    def _batch(self, row: Int64[np.ndarray, " batch"], uniform: Float64[np.ndarray, "batch draws"]) -> Batch:
+        """Samples of the given rows of `puzzles`: any version, query, demonstrations and places on the canvas."""
+        puzzles = self.puzzles[row]
+        first, last = self.store.puzzle_augmentations[puzzles], self.store.puzzle_augmentations[puzzles + 1]
+        augmentations = first + np.floor(uniform[:, 0] * (last - first)).astype(np.int64)
+        may_query = self.may_query[row]
+        nth = np.floor(uniform[:, 1] * may_query.sum(axis=1)).astype(np.int64)
+        query = np.argmax(np.cumsum(may_query, axis=1) == nth[:, None] + 1, axis=1)
+        may_show = self.may_show[row]
+        may_show[np.arange(len(row)), query] = False
+        num_pairs = may_show.shape[1]
+        demos = first_by_key(uniform[:, 3 : 3 + num_pairs], may_show, self.max_demos)
+        index = self.pairs.index[row]
+        demo_pairs = np.where(demos >= 0, np.take_along_axis(index, demos, axis=1), -1)
+        translation = uniform[:, 3 + num_pairs :].reshape(len(row), self.max_demos + 1, 2)
+        translation = _leave_one_in_place(translation, demo_pairs >= 0, uniform[:, 2])
+        return assemble(self.store, puzzles, augmentations, demo_pairs, index[np.arange(len(row)), query], translation)
+
+
+def _leave_one_in_place(
+    translation: Float64[np.ndarray, "batch examples 2"],
+    shown: Bool[np.ndarray, "batch demos"],
+    uniform: Float64[np.ndarray, " batch"],
+) -> Float64[np.ndarray, "batch examples 2"]:
+    """Translation with one random example of each sample left at (0, 0): a demonstration or the query."""
+    count = shown.sum(axis=1)  # the valid demonstrations come first
+    chosen = np.floor(uniform * (count + 1)).astype(np.int64)
+    chosen = np.where(chosen == count, shown.shape[1], chosen)
+    placed = translation.copy()
+    placed[np.arange(len(placed)), chosen] = 0.0
+    return placed

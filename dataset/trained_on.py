@@ -1,0 +1,33 @@
+"""The record of what weights have seen, which every checkpoint carries."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class TrainedOn(BaseModel):
+    """What weights have seen, with what the decoder they started from had seen.
+
+    puzzle_ids, pair_hashes: the puzzles of the training split, and all their pairs.
+    held_out_demonstrations: ids of held-out puzzles whose demonstrations were trained on.
+    unknown_origin: files of weights whose training data nobody wrote down.
+    datasets: path of each data set to the SHA-256 of its metadata.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    puzzle_ids: tuple[str, ...] = ()
+    pair_hashes: tuple[str, ...] = ()
+    held_out_demonstrations: tuple[str, ...] = ()
+    unknown_origin: tuple[str, ...] = ()
+    datasets: dict[str, str] = {}
+
+    def joined(self, other: "TrainedOn") -> "TrainedOn":
+        """Both, each entry once; where both name a data set of one path, the hash is that of `self`."""
+        return TrainedOn(
+            puzzle_ids=tuple(dict.fromkeys((*self.puzzle_ids, *other.puzzle_ids))),
+            pair_hashes=tuple(dict.fromkeys((*self.pair_hashes, *other.pair_hashes))),
+            held_out_demonstrations=tuple(
+                dict.fromkeys((*self.held_out_demonstrations, *other.held_out_demonstrations))
+            ),
+            unknown_origin=tuple(dict.fromkeys((*self.unknown_origin, *other.unknown_origin))),
+            datasets={**other.datasets, **self.datasets},
+        )

@@ -1,0 +1,67 @@
+"""The sources of training batches by the names that `data.name` gives them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from config.schema import HybridArch, TrainConfig
+from dataset.fewshot_puzzle_dataset import FewshotTrainDataset
+from dataset.puzzle_dataset import PuzzleTrainDataset
+from dataset.sources import TrainSource
+from dataset.store import PuzzleStore
+from dataset.text_tasks import TextTrainDataset
+from utils.distributed import Ranks
+
+# From the config, the store that `data_paths` names, and this rank's place among the ranks.
+SourceFactory = Callable[[TrainConfig, PuzzleStore, Ranks], TrainSource]
+
+
+def _store_options(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
+    """What every source that draws from the store is told."""
+    return {
+        "global_batch_size": config.global_batch_size,
+        "epochs": config.epochs,
+        "seed": config.seed,
+        "max_demos": config.max_demos,
+        "max_groups": config.max_train_groups,
+        "rank": ranks.rank,
+        "world_size": ranks.world_size,
+    }
+
+
+def fewshot(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> FewshotTrainDataset:
+    """Queries with demonstrations."""
+    return FewshotTrainDataset(store, query_sampling=config.query_sampling, **_store_options(config, ranks))
+
+
+def puzzle_id(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> PuzzleTrainDataset:
+    """Queries with the number of their puzzle."""
+    return PuzzleTrainDataset(
+        store,
+        held_out_demonstrations=config.train_on_held_out_demonstrations,
+        max_held_out_groups=config.max_eval_groups,
+        **_store_options(config, ranks),
+    )
+
+
+def text(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> TextTrainDataset:
+    """Tasks that a language model reads."""
+    assert isinstance(config.arch, HybridArch)
+    return TextTrainDataset(
+        store,
+        text_augmentations=config.arch.text_augmentations,
+        curriculum=config.arch.curriculum,
+        query_sampling=config.query_sampling,
+        **_store_options(config, ranks),
+    )
+
+
+SOURCES: dict[str, SourceFactory] = {"fewshot": fewshot, "puzzle_id": puzzle_id, "text": text}
+
+
+def create_train_source(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> TrainSource:
+    """The training batches that `data.name` asks for.
+
+    Raises:
+        DatasetError: the store cannot give them.
+    """
+    return SOURCES[config.data.name](config, store, ranks)
