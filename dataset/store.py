@@ -61,12 +61,23 @@ class ManifestPuzzle(_Record):
     pair_hashes: tuple[str, ...]
 
 
+DropReason = Literal["held_out", "identical", "contradicting"]
+
+
 class DroppedPuzzle(_Record):
-    """A training puzzle left out because it shares pairs with held-out puzzles."""
+    """A puzzle left out.
+
+    reason: `held_out`: its id or a pair is that of a held-out puzzle. `identical`: a puzzle of its id with the same
+        pairs was there before. `contradicting`: one of its id with some of its pairs, and others, was there before.
+    shares_pairs_with: the ids of the puzzles that are held out, or were there before.
+    kept_from: the subset of the puzzle that was there before.
+    """
 
     id: str
     subset: str
     shares_pairs_with: tuple[str, ...]
+    reason: DropReason = "held_out"
+    kept_from: str | None = None
 
 
 class SplitManifest(_Record):
@@ -196,7 +207,7 @@ def load_store(folder: str | Path) -> PuzzleStore:
     rebuild = f"build it with: python -m dataset.build_arc_dataset --output-dir {folder} ..."
     path = folder / METADATA_FILE
     if not path.exists():
-        raise DatasetError(f"{folder}: no data set there ({path.name} is missing); {rebuild}")
+        raise DatasetError(f"{folder}: no data set there ({_absence(folder)}); {rebuild}")
     try:
         raw = json.loads(path.read_text())
         version = raw.get("format_version") if isinstance(raw, dict) else None
@@ -218,6 +229,17 @@ def load_store(folder: str | Path) -> PuzzleStore:
         KeyError,
     ) as error:
         raise DatasetError(f"{folder}: damaged or incomplete data set ({error}); {rebuild}") from error
+
+
+def _absence(folder: Path) -> str:
+    """What stands in the place of a data set."""
+    if folder.is_file():
+        return f"it is a file; a data set is a folder, built from task files by --source SUBSET={folder}"
+    if not folder.is_dir():
+        return "no such folder" + ("" if folder.is_absolute() else f" in {Path.cwd()}")
+    if any(folder.rglob("*.json")):
+        return f"{METADATA_FILE} is missing; a folder of task files is built into one by --source SUBSET={folder}"
+    return f"{METADATA_FILE} is missing"
 
 
 def _starts(parts: list[np.ndarray]) -> np.ndarray:
@@ -244,7 +266,10 @@ def load_stores(folders: list[str] | tuple[str, ...]) -> PuzzleStore:
     for folder, store in zip(folders, stores, strict=True):
         for puzzle_id in store.metadata.puzzle_ids:
             if puzzle_id in seen:
-                raise DatasetError(f"puzzle '{puzzle_id}' is in both {seen[puzzle_id]} and {folder}")
+                raise DatasetError(
+                    f"puzzle '{puzzle_id}' is in both {seen[puzzle_id]} and {folder}; build one data set of all "
+                    "their --subsets: puzzles that stand twice are then left out"
+                )
             seen[puzzle_id] = str(folder)
     arrays = {}
     for name in ARRAY_FIELDS:

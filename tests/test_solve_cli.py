@@ -90,6 +90,53 @@ def test_files_of_an_earlier_call_are_replaced(
     assert "written: out/submission.json, out/solve.html" in capsys.readouterr().out
 
 
+def test_kaggles_files_are_scored_with_the_solutions_beside_them_or_given(
+    checkpoint: Path, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (files / "k").mkdir()
+    blank = {**TASK, "test": [{"input": pair["input"]} for pair in TASK["test"]]}
+    (files / "k/arc_challenges.json").write_text(json.dumps({"aa": blank}))
+    options = ["--checkpoint", str(checkpoint), "--votes", "1", "--output-dir", "out"]
+    main([*options, "k"])
+    assert "with a known solution" not in capsys.readouterr().out
+    (files / "s.json").write_text(json.dumps({"aa": [[[1]], [[2]]]}))
+    main([*options, "k/arc_challenges.json", "--solutions", "s.json"])
+    assert "of 2 test inputs with a known solution" in capsys.readouterr().out
+    (files / "s.json").rename(files / "k/arc_solutions.json")
+    main([*options, "k"])
+    assert "of 2 test inputs with a known solution" in capsys.readouterr().out
+
+
+def test_standard_input_folders_and_patterns_are_solved_and_a_list_of_pairs_is_asked_its_last(
+    checkpoint: Path, files: Path
+) -> None:
+    (files / "d").mkdir()
+    for name in ("d/p1.json", "d/p2.json", "q1.json"):
+        (files / name).write_text(json.dumps(UNLABELLED))
+    command = [sys.executable, str(ROOT / "solve.py"), "--checkpoint", str(checkpoint), "-", "d", "q*.json"]
+    done = subprocess.run(
+        [*command, "--votes", "1", "--output-dir", "out", "--device", "cpu"],
+        cwd=files,
+        input=json.dumps(TASK["train"]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(json.loads((files / "out/submission.json").read_text())) == ["stdin", "p1", "p2", "q1"]
+    assert "'stdin': of each the last pair is asked for" in done.stderr
+
+
+def test_kaggle_wants_two_attempts_which_is_said_where_the_submission_is_written(
+    checkpoint: Path, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for attempts in ("1", "2", "3"):
+        options = ["--votes", "1", "--attempts", attempts, "--output-dir", "out"]
+        main(["--checkpoint", str(checkpoint), str(files / "task.json"), *options])
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("written: ")]
+        assert ("Kaggle wants two: --attempts 2" in line) == (attempts != "2")
+
+
 def test_an_interrupted_call_writes_nothing(checkpoint: Path, files: Path) -> None:
     arguments = ["--checkpoint", str(checkpoint), "task.json", "--votes", "100000", "--output-dir", "out"]
     launch = Launch(files, arguments, script="solve.py")
@@ -115,15 +162,24 @@ def text(content: str) -> Callable[[Path], Any]:
     ("prepare", "arguments", "words"),
     [
         (None, ["none.json"], ["none.json", "No such file"]),
-        (None, ["."], ["folder"]),
+        (lambda folder: (folder / "d").mkdir(), ["d"], ["d:", "folder without JSON files"]),
+        (None, ["tsak.json"], ["tsak.json", "near it: task.json"]),
+        (None, ["*.txt"], ["*.txt", "pattern"]),
         (text("[1"), ["bad.json"], ["not JSON"]),
-        (text("[]"), ["bad.json"], ["object"]),
+        (text("[]"), ["bad.json"], ["no tasks", "list of pairs"]),
         (text("{}"), ["bad.json"], ["no tasks", "train", "challenges"]),
         (text('{"a": {}}'), ["bad.json"], ["'a'", "train"]),
         (text('{"train": [], "test": []}'), ["bad.json"], ["demonstration"]),
         (text(json.dumps({**TASK, "test": [{"input": [[10]]}]})), ["bad.json"], ["'bad'", "test[0].input", "10"]),
         (solutions_file, ["bad.json"], ["bad.json", "train", "challenges", "'a'", "list"]),
         (None, ["task.json", "task.json"], ["'task'", "twice", "task.json"]),
+        (solutions_file, ["task.json", "--solutions", "bad.json"], ["bad.json", "no solution", "'a'"]),
+        (
+            None,
+            ["task.json", "--solutions", "challenges.json"],
+            ["--solutions challenges.json", "not a solutions"],
+        ),
+        (None, ["--puzzle", "evaluation2/13e47133", "--solutions", "s.json"], ["--solutions s.json", "files"]),
         (None, [], ["--puzzle"]),
         (None, ["--puzzle", "evaluation3/x"], ["evaluation3/x", "evaluation2"]),
         (None, ["--puzzle", "evaluation2"], ["SUBSET/ID"]),

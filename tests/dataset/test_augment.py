@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from dataset.arc_tasks import Pair, Task, load_subset
+from dataset.arc_tasks import Pair, Task
 from dataset.augment import (
     IDENTITY_COLORS,
     INVERSE_DIHEDRAL,
@@ -25,6 +25,7 @@ from dataset.augment import (
     unaugment_grid,
 )
 from dataset.grids import Grid
+from dataset.subsets import load_subset
 
 GRIDS = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=30), elements=st.integers(0, 9))
 SMALL_GRIDS = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=4), elements=st.integers(0, 9))

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import dataset.store
-from dataset.arc_tasks import TaskError, load_subset
+from dataset.arc_tasks import TaskError
 from dataset.augment import augment_grid, parse_augmented_name
 from dataset.build_arc_dataset import build_dataset, main
 from dataset.store import DatasetError, PuzzleStore, load_store, load_stores
+from dataset.subsets import load_subset
 
 SHARED_DATA = Path(__file__).parents[2].parent / "shared/data"
 CONCEPT_PREFIX = SHARED_DATA / "arc-agi"
@@ -434,6 +435,18 @@ def test_a_folder_without_metadata_is_no_data_set(built: Path, tmp_path: Path) -
     for folder in (built, tmp_path / "nowhere", built / "data.safetensors"):
         with pytest.raises(DatasetError, match=r"no data set there .*build it with: python -m dataset"):
             load_store(folder)
+
+
+def test_what_stands_in_the_place_of_a_data_set_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/a.json").write_text("{}")
+    for path, words in (
+        ("tasks/a.json", r"it is a file; .* --source SUBSET=tasks/a\.json"),
+        ("tasks", r"task files is built into one by --source SUBSET=tasks"),
+        ("none", rf"no such folder in {tmp_path}"),
+    ):
+        with pytest.raises(DatasetError, match=rf"{path}: no data set there .*{words}"):
+            load_store(path)
 
 
 # Several data sets as one

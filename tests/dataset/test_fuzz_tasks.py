@@ -15,7 +15,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from dataset.arc_tasks import MAX_FILE_BYTES, TaskError, load_subset
+from dataset.arc_tasks import TaskError
+from dataset.json_files import MAX_FILE_BYTES
+from dataset.subsets import load_subset
 
 FILES = 1000
 DIGITS = frozenset("0123456789")
@@ -23,21 +25,36 @@ Files = list[bytes | None]  # challenges, solutions
 
 
 def expected(files: Files) -> list[tuple[str, list[Any], list[Any]]] | None:
-    """Id, demonstrations and tests of each task as (input, output) lists, or None where the files must be refused."""
+    """Id, demonstrations and tests of each task as (input, output) lists, or None where the files must be refused.
+
+    Keys that are neither a task nor a list of pairs are passed over.
+    """
     try:
         challenges, solutions = (None if content is None else strict_json(content) for content in files)
     except (ValueError, RecursionError):
         return None
     if not isinstance(challenges, dict) or not challenges:
         return None
+    if any(isinstance(challenges.get(part), list) for part in ("train", "test")):
+        challenges = {"arc_own_challenges": challenges}
+    challenges = {name: task for name, task in challenges.items() if looks_like_a_task(task) or is_group(task)}
+    if not challenges:
+        return None
     if files[1] is not None and (not isinstance(solutions, dict) or set(solutions) != set(challenges)):
         return None
     tasks = []
     for name, task in challenges.items():
         try:
-            demos = [(pair["input"], pair["output"]) for pair in task["train"]]
-            answers = solutions[name] if solutions is not None else [pair.get("output", ...) for pair in task["test"]]
-            tests = list(zip([pair["input"] for pair in task["test"]], answers, strict=True))
+            if is_group(task):
+                if solutions is not None:
+                    return None
+                half = (len(task) + 1) // 2
+                task = {"train": task[:half], "test": task[half:]}
+            demos = [both(pair) for pair in task["train"]]
+            inputs = [pair[0] if is_two(pair) else pair["input"] for pair in task["test"]]
+            own = [pair[1] if is_two(pair) else pair.get("output", ...) for pair in task["test"]]
+            answers = solutions[name] if solutions is not None else [... if a in (None, []) else a for a in own]
+            tests = list(zip(inputs, answers, strict=True))
         except (TypeError, KeyError, AttributeError, ValueError, IndexError):
             return None
         grids = [grid for pair in demos + tests for grid in pair if grid is not ...]
@@ -47,6 +64,32 @@ def expected(files: Files) -> list[tuple[str, list[Any], list[Any]]] | None:
             return None
         tasks.append((name, demos, tests))
     return tasks
+
+
+def is_two(pair: Any) -> bool:
+    return isinstance(pair, list) and len(pair) == 2
+
+
+def both(pair: Any) -> tuple[Any, Any]:
+    return (pair[0], pair[1]) if is_two(pair) else (pair["input"], pair["output"])
+
+
+def looks_like_a_task(value: Any) -> bool:
+    return isinstance(value, dict) and bool({"train", "test"} & set(value))
+
+
+def is_group(value: Any) -> bool:
+    """Whether anything in a list looks like a pair: an object with one of its keys, or two lists of lists."""
+
+    def looks_like_a_grid(value: Any) -> bool:
+        is_list_of_lists = isinstance(value, list) and bool(value) and isinstance(value[0], list)
+        return is_list_of_lists and not any(isinstance(cell, list) for cell in value[0])
+
+    def looks_like_a_pair(value: Any) -> bool:
+        has_a_key = isinstance(value, dict) and bool({"input", "output"} & set(value))
+        return has_a_key or (is_two(value) and all(looks_like_a_grid(grid) for grid in value))
+
+    return isinstance(value, list) and any(looks_like_a_pair(element) for element in value)
 
 
 def strict_json(content: bytes) -> Any:
@@ -60,7 +103,7 @@ def strict_json(content: bytes) -> Any:
 
     if len(content) > MAX_FILE_BYTES:
         raise ValueError("too large")
-    return json.loads(str(content, "utf-8"), object_pairs_hook=each_key_once, parse_constant=refuse)
+    return json.loads(str(content, "utf-8-sig"), object_pairs_hook=each_key_once, parse_constant=refuse)
 
 
 def is_grid(value: Any) -> bool:
@@ -289,7 +332,8 @@ def test_the_largest_file_of_the_costliest_kind_takes_less_than_a_gibibyte(tmp_p
     assert MAX_FILE_BYTES - 20 < len(text) <= MAX_FILE_BYTES
     (tmp_path / "arc_own_challenges.json").write_text(text)
     code = """
-from dataset.arc_tasks import TaskError, load_subset
+from dataset.arc_tasks import TaskError
+from dataset.subsets import load_subset
 from tests.dataset.test_fuzz_tasks import peak_bytes
 try:
     load_subset("own", "arc")

