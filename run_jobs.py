@@ -5,6 +5,11 @@ or written on the way, 75 stopped by a signal (the same command goes on), 2 a fa
 before anything was started.
 """
 
+from utils.signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # until the rest is imported
+
 import argparse
 import logging
 import os
@@ -17,6 +22,7 @@ from jobs.file import JobError, JobFile
 from jobs.runner import Runner
 from jobs.sheet import Options, Sheet
 from jobs.table import commands, job_table
+from utils.program import run_program
 from utils.run_folder import METRICS_FILE, REPORT_FILE
 
 log = logging.getLogger("run_jobs")
@@ -194,4 +200,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

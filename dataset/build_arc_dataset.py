@@ -4,6 +4,11 @@ Held-out puzzles (`--test-set-name`) go to the test split with their demonstrati
 pair with one of them, up to augmentation, is dropped and named in the log and in the split manifest.
 """
 
+from utils.signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # until numpy is imported
+
 import argparse
 import logging
 import sys
@@ -28,6 +33,7 @@ from dataset.store import (
     describe,
     save_store,
 )
+from utils.program import run_program
 
 log = logging.getLogger(__name__)
 # A task, its split, and the hashes of its pairs.
@@ -245,4 +251,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

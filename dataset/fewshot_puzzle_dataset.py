@@ -10,7 +10,6 @@ for each puzzle, made by a counter-based generator. Any batch can be made again 
 any worker, and the union over ranks is what one rank would read.
 """
 
-import signal
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Literal, Protocol
@@ -30,6 +29,7 @@ from dataset.grids import (
     cells_of_rectangles,
     draw_eos_borders,
 )
+from dataset.loading import LOOK_SECONDS, outlive_signals, watched
 from dataset.store import DatasetError, PuzzleStore, Split
 
 Batch = dict[str, Tensor]
@@ -364,15 +364,10 @@ def iterate(
         sampler=range(start, len(dataset)),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
+        timeout=LOOK_SECONDS if workers else 0,
         pin_memory=pin_memory,
-        worker_init_fn=_outlive_signals,
+        worker_init_fn=outlive_signals,
         generator=torch.Generator(),  # its own: reading data takes no number from the training's generator
     )
-    return iter(loader)
-
-
-def _outlive_signals(worker: int) -> None:
-    """A signal to the whole process group asks the main process to finish its step, for which it needs its data.
-    Workers end when the main process says so, or is gone."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    what = "the queries" if isinstance(dataset, FewshotEvalDataset) else "the training batches"
+    return watched(loader, what)

@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 SUBMISSION_FILE, PAGE_FILE = "submission.json", "solve.html"
 LEAST = {"votes": 1, "attempts": 1, "seed": 0}
 MORE_SHOWN = 5
-SIGINT_STATUS = 130
 DrawPage = Callable[[str, dict[str, list[QueryTrace]], int], str]
 
 
@@ -111,10 +110,14 @@ def page(solver: Solver, solutions: Sequence[Solution], attempts: int, draw: Dra
 
 def write_outputs(folder: Path, submission: Submission, html: str) -> None:
     """Both files, each in one move; a signal waits until both are there."""
-    with StopRequest().listening():
+    stop = StopRequest()
+    stop.hear()
+    with stop.listening():
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / SUBMISSION_FILE, json.dumps(submission))
         write_file(folder / PAGE_FILE, html)
+    if stop:
+        raise KeyboardInterrupt
 
 
 def run(arguments: argparse.Namespace, draw: DrawPage) -> None:
@@ -157,5 +160,3 @@ def main(draw: DrawPage, argv: Sequence[str] | None = None) -> None:
         parser.exit(2, f"error: {error}\n")
     except OSError as error:
         parser.exit(2, f"error: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(SIGINT_STATUS, "interrupted\n")

@@ -29,6 +29,8 @@ RECORD_FILE, LOCK_FILE, STOP_FILE, EXIT_FILE = "record.json", "process.lock", "s
 POLL_SECONDS = 0.1
 ORPHAN_GRACE_SECONDS = 30.0
 NOT_STARTED = 127
+# By the signal, as its exit status, or 1, as torchrun ends for any rank that a signal has ended.
+ENDED_WHEN_ASKED = frozenset((-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT, 1))
 PR_SET_PDEATHSIG = 1
 
 
@@ -64,6 +66,7 @@ class Supervisor:
     def __init__(self, folder: Path, token: str, parent: int | None):
         self.folder, self.token, self.parent = folder, token, parent
         self.obeyed = ""
+        self.was_asked = False
         self.kill_at: float | None = None
 
     def run(self) -> None:
@@ -116,7 +119,11 @@ class Supervisor:
             self._obey(process)
         if status:
             kill_remains(self.token)
-        if not self._is_orphan():  # who lost its parent is not done, but interrupted
+        if self._is_orphan():  # who lost its parent is not done, but interrupted
+            return None
+        if self.was_asked and status in ENDED_WHEN_ASKED:
+            self._leave_word(EXIT_STATUS["preempted"], f"stopped before it saved anything (exit status {status})")
+        else:
             self._leave_word(status)
         return None
 
@@ -134,14 +141,14 @@ class Supervisor:
             order = "KILL" if time.monotonic() > self.kill_at else "TERM"
         if order == self.obeyed or order not in ("TERM", "KILL"):
             return
-        self.obeyed = order
+        self.obeyed, self.was_asked = order, True
         if order == "KILL":
             kill_remains(self.token)
         send(process, signal.Signals[f"SIG{order}"])
 
-    @staticmethod
-    def _forward_signals(process: subprocess.Popen[bytes]) -> None:
+    def _forward_signals(self, process: subprocess.Popen[bytes]) -> None:
         def forward(number: int, frame: FrameType | None) -> None:
+            self.was_asked = True
             send(process, signal.SIGTERM)
 
         signal.signal(signal.SIGTERM, forward)
