@@ -29,7 +29,7 @@ from dataset.grids import (
     cells_of_rectangles,
     draw_eos_borders,
 )
-from dataset.loading import LOOK_SECONDS, outlive_signals, watched
+from dataset.loading import outlive_signals, watched
 from dataset.store import DatasetError, PuzzleStore, Split
 
 Batch = dict[str, Tensor]
@@ -364,7 +364,6 @@ def iterate(
         sampler=range(start, len(dataset)),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        timeout=LOOK_SECONDS if workers else 0,
         pin_memory=pin_memory,
         worker_init_fn=outlive_signals,
         generator=torch.Generator(),  # its own: reading data takes no number from the training's generator

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
+import torch
 from torch.utils.data import DataLoader
 
 from utils.errors import MachineError
@@ -32,7 +33,7 @@ def outlive_signals(worker: int) -> None:
 
 
 def watched(loader: DataLoader[T], what: str) -> Iterator[T]:
-    """The batches of a loader, whose `timeout` is LOOK_SECONDS where it has workers.
+    """The batches of a loader.
 
     Args:
         what: it reads, for a message.
@@ -40,6 +41,7 @@ def watched(loader: DataLoader[T], what: str) -> Iterator[T]:
     Raises:
         DataSourceError: the workers could not be started, one has died, or none came in LOOKS looks.
     """
+    loader.timeout = LOOK_SECONDS if loader.num_workers else 0
     before = multiprocessing.active_children()
     batches: Any = None
     try:
@@ -48,16 +50,13 @@ def watched(loader: DataLoader[T], what: str) -> Iterator[T]:
             try:
                 batch = _next_batch(batches, loader, what)
             except StopIteration:
-                return
+                break
             yield batch
     except (RuntimeError, OSError, EOFError) as error:
-        if not loader.num_workers or isinstance(error, DataSourceError) or str(error).startswith(WORKER_ERROR):
+        if not loader.num_workers or str(error).startswith(WORKER_ERROR):
             raise
-        raise DataSourceError(_explained(error, loader, what)) from error
-    finally:
-        if loader.num_workers:
-            started = [child for child in multiprocessing.active_children() if child not in before]
-            _end_workers(batches, started)
+        _kill_workers(batches, [child for child in multiprocessing.active_children() if child not in before])
+        raise error if isinstance(error, DataSourceError) else _explained(error, loader, what) from error
 
 
 def _next_batch(batches: Iterator[T], loader: DataLoader[T], what: str) -> T:
@@ -74,9 +73,9 @@ def _next_batch(batches: Iterator[T], loader: DataLoader[T], what: str) -> T:
     raise DataSourceError(f"{_workers_of(loader)} gave none of {what} for {seconds:.0f} s; {_remedy(loader)}")
 
 
-def _explained(error: Exception, loader: DataLoader[Any], what: str) -> str:
-    why = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return f"{_workers_of(loader)} cannot read {what}: {why}; {_remedy(loader)}"
+def _explained(error: Exception, loader: DataLoader[Any], what: str) -> DataSourceError:
+    why = str(error).splitlines()[0] if str(error) else "the connection to them has ended"
+    return DataSourceError(f"{_workers_of(loader)} cannot read {what}: {why}; {_remedy(loader)}")
 
 
 def _workers_of(loader: DataLoader[Any]) -> str:
@@ -88,15 +87,17 @@ def _remedy(loader: DataLoader[Any]) -> str:
     return f"data_workers=0 reads without them; each needs open files (ulimit -n is {files}), /dev/shm and memory"
 
 
-def _end_workers(batches: Any, started: list[BaseProcess]) -> None:
-    """Let the workers end by themselves; kill those that do not, for they take no other signal.
+def _kill_workers(batches: Any, started: list[BaseProcess]) -> None:
+    """End workers that cannot be asked to: they take no other signal, and this process would wait for them at its end.
 
     Args:
-        batches: None where starting them has failed on the way; then `started` has them.
+        batches: of torch, which is to take their end as it comes; None where starting them has failed on the way.
     """
     if batches is not None:
-        batches._shutdown_workers()
-    for child in started if batches is None else batches._workers:
-        if child.is_alive():
-            child.kill()
-            child.join()
+        torch._C._remove_worker_pids(id(batches))  # pyright: ignore[reportAttributeAccessIssue]
+        batches._worker_pids_set, batches._shutdown = False, True
+        for queue in batches._index_queues:
+            queue.cancel_join_thread()
+    for worker in started if batches is None else batches._workers:
+        worker.kill()
+        worker.join()

@@ -96,8 +96,12 @@ class Supervisor:
         if read_stop(self.folder):
             return self._leave_word(EXIT_STATUS["preempted"], "stopped before it began")
         log = Path(record["log"])
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab", buffering=0) as output:
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            opened = log.open("ab", buffering=0)
+        except OSError as error:
+            return self._leave_word(NOT_STARTED, f"its log cannot be written: {error}")
+        with opened as output:
             output.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {record['command']}\n".encode(errors="replace"))
             try:
                 process = subprocess.Popen(
