@@ -1,6 +1,7 @@
 """Faults of the machine, in a sentence: memory that has run out, a disk that takes no more, a process that is gone."""
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,7 @@ DISK_ERRORS = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR)
 )
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "bad_alloc")
+ENFORCED = re.compile(r"^\[enforce fail at [^\]]*\] [^.]*\. ")
 READER_GONE = "DataLoader worker"  # how torch begins its message, wherever the main process is then
 
 
@@ -39,10 +41,9 @@ def memory_for(what: str, remedy: str) -> Iterator[None]:
 
 
 def _first_sentences(error: BaseException) -> str:
-    """Of a message that goes on with the state of the allocator."""
+    """Of a message that goes on with the state of the allocator, or begins with a place in its source."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    text = text.rpartition("] ")[2].removeprefix(". ")
-    return ". ".join(text.split(". ")[:2])[:200].rstrip(".")
+    return ". ".join(ENFORCED.sub("", text).split(". ")[:2])[:200].rstrip(".")
 
 
 def of_machine(error: BaseException) -> str | None:
