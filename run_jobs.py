@@ -19,6 +19,7 @@ from pathlib import Path
 
 from jobs.executors import Executor, LocalExecutor, RayExecutor, SlurmExecutor
 from jobs.file import JobError, JobFile
+from jobs.process import OF_ONE_RUN
 from jobs.runner import Runner
 from jobs.sheet import Options, Sheet
 from jobs.table import commands, job_table
@@ -167,6 +168,9 @@ def run(arguments: argparse.Namespace) -> int:
     sheet = Sheet(file, options_of(arguments))
     if faults := sheet.faults():
         raise JobError("\nerror: ".join(faults))
+    for name in OF_ONE_RUN:
+        if name in os.environ:
+            log.warning("%s is kept from the jobs, which share the runner's variables: put it before a command", name)
     for number in file.nearly_jobs():
         log.warning("%s: line %d looks like a job and is none; a job is '[ ] command'", file.name, number)
     for text in sheet.starting_over():

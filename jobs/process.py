@@ -29,6 +29,7 @@ RECORD_FILE, LOCK_FILE, STOP_FILE, EXIT_FILE = "record.json", "process.lock", "s
 POLL_SECONDS = 0.1
 ORPHAN_GRACE_SECONDS = 30.0
 NOT_STARTED = 127
+OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_NAME")  # with one id in wandb, all runs would be one
 # By the signal, as its exit status, or 1, as torchrun ends for any rank that a signal has ended.
 ENDED_WHEN_ASKED = frozenset((-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT, 1))
 PR_SET_PDEATHSIG = 1
@@ -107,7 +108,7 @@ class Supervisor:
                 process = subprocess.Popen(
                     record["arguments"],
                     cwd=record["directory"],
-                    env=os.environ | record["environment"] | {JOB_TOKEN_VARIABLE: self.token},
+                    env=_shared_environment() | record["environment"] | {JOB_TOKEN_VARIABLE: self.token},
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
@@ -160,6 +161,11 @@ class Supervisor:
 
     def _leave_word(self, status: int, reason: str = "") -> None:
         write_json(self.folder / EXIT_FILE, {"token": self.token, "status": status, "reason": reason})
+
+
+def _shared_environment() -> dict[str, str]:
+    """The variables that all jobs may have alike."""
+    return {name: value for name, value in os.environ.items() if name not in OF_ONE_RUN}
 
 
 def _end_with_parent() -> None:

@@ -214,7 +214,8 @@ def main() -> None:
         data = folder / "data"
         build_dataset(data, ["training", "evaluation"], test_set_name="evaluation", num_aug=2, seed=0, max_side=6)
         quarter = arguments.kills // 4
-        for ranks, threads, kills in ((1, 1, arguments.kills - 2 * quarter), (1, 2, quarter), (2, 1, quarter)):
+        groups = ((1, 1, arguments.kills - 2 * quarter), (1, 2, quarter), (2, 1, quarter))
+        for ranks, threads, kills in groups if arguments.kills else ():
             began = time.monotonic()
             found = torture_kills(folder, data, kills=kills, ranks=ranks, threads=threads, seed=arguments.seed)
             sys.stdout.write(

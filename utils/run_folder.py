@@ -41,6 +41,11 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
     write_file(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """What `write_config` has written."""
+    return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+
+
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The lines of a log of JSON objects that have a step: as they stand there, and read.
 
