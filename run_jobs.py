@@ -28,6 +28,7 @@ from utils.run_folder import METRICS_FILE, REPORT_FILE
 
 log = logging.getLogger("run_jobs")
 FAILED, USER_FAULT = 1, 2
+LOOKED_AT_DRY = ("gpus", "cpu", "per_job", "parallel", "executor", "slurm", "slurm_cluster", "ray_address", "ray_cpus")
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -124,6 +125,17 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(names.split(",")[:count]) if names else tuple(map(str, range(count)))
 
 
+def without_effect(arguments: argparse.Namespace) -> list[str]:
+    """Options that were given and that `--list` or `--dry-run` do not look at."""
+    shown = "list" if arguments.list else "dry_run" if arguments.dry_run else None
+    if shown is None:
+        return []
+    looked_at = ("file", "list", "dry_run", "only", *(() if arguments.list else LOOKED_AT_DRY))
+    parser = argument_parser()
+    given = [name for name, value in vars(arguments).items() if value != parser.get_default(name)]
+    return [f"--{name.replace('_', '-')}" for name in given if name not in looked_at]
+
+
 def executor_of(arguments: argparse.Namespace, file: JobFile) -> Executor:
     """The executor that the options name."""
     if arguments.executor == "slurm":
@@ -162,6 +174,8 @@ def run(arguments: argparse.Namespace) -> int:
         JobError: nothing has been started.
     """
     file = JobFile(arguments.file)
+    if unused := without_effect(arguments):
+        log.warning("%s: has no effect here, nothing is started", ", ".join(unused))
     if arguments.list:
         sys.stdout.write(job_table(file, arguments.only))
         return 0
