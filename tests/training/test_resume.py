@@ -294,7 +294,7 @@ def test_carries_that_no_longer_fit_start_afresh_and_the_log_says_so(
 def test_a_second_process_is_kept_out(straight: Callable[..., Any], ranks: Ranks, tmp_path: Path) -> None:
     config, run = straight()
     code = (
-        "import sys, time; from pathlib import Path; from utils.run_folder import lock_folder;"
+        "import sys, time; from pathlib import Path; from utils.run_lock import lock_folder;"
         f"lock_folder(Path({str(run)!r})); print('locked', flush=True); time.sleep(60)"
     )
     environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin"}
