@@ -100,9 +100,9 @@ def test_kills_and_damages_lose_nothing(data: Path, tmp_path: Path) -> None:
 
 
 def test_of_two_first_starts_of_one_run_at_once_one_trains_and_the_other_names_it(data: Path, tmp_path: Path) -> None:
-    found = torture_pairs(tmp_path, data, pairs=3)
+    found = torture_pairs(tmp_path, data, pairs=5)
     assert not found.faults
-    assert found.runs == 3
+    assert found.runs == 5
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
