@@ -69,12 +69,8 @@ def fit(
         SaveError: a checkpoint could not be written.
         Preempted: asked to stop, and saved.
     """
-    try:
-        with memory_of_start(config):
-            trainer = create_trainer(config, ranks, stop, observers)
-    except BaseException:
-        unlock_folder(run_folder(config))
-        raise
+    with memory_of_start(config):
+        trainer = create_trainer(config, ranks, stop, observers)
     with status_of(trainer) as status, progress_bar(trainer) as bar:
         trainer.model.train()
         last = metrics_so_far(trainer)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from checkpoints.published import load_pretrained_decoder
-from config.schema import TrainConfig, dump_config, with_dtype
+from config.schema import TrainConfig, dump_config, run_folder, with_dtype
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.store import PuzzleStore, Split, load_stores
 from inference.task_latents import attach_latents
@@ -20,6 +20,7 @@ from training.sources import create_train_source
 from training.trainer import Trainer
 from utils import distributed
 from utils.distributed import Ranks
+from utils.run_lock import unlock_folder
 from utils.run_logger import ObserverFactory, RunLogger
 from utils.signals import StopRequest
 
@@ -79,6 +80,16 @@ def create_trainer(
         DatasetError, CheckpointError, ConfigError: a file that the run needs is missing or does not fit, or the config
             does not fit the checkpoint. Nothing is written then.
     """
+    try:
+        return _built_trainer(config, ranks, stop, observers)
+    except BaseException:
+        unlock_folder(run_folder(config))  # a run that does not begin leaves no trace
+        raise
+
+
+def _built_trainer(
+    config: TrainConfig, ranks: Ranks, stop: StopRequest | None, observers: Sequence[ObserverFactory]
+) -> Trainer:
     config = with_dtype(config, best_dtype(ranks.device))
     store = load_stores(config.data_paths)
     train_data = create_train_source(config, store, ranks)

@@ -73,7 +73,7 @@ def test_project_name_id_and_directory_act(
     for name, value in values.items():
         variables.setenv(f"WANDB_{name}", value)
     send([str(folder)])
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    sys.modules.pop("wandb", None)
     asked = json.loads((tmp_path / "elsewhere/wandb/asked.json").read_text())
     found = [asked[key] for key in ("project", "name", "id", "dir", "group", "mode")]
     assert found == ["theirs", "mine", "abc", str(tmp_path / "elsewhere/wandb"), "series", "offline"]
