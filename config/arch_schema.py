@@ -164,9 +164,23 @@ class EtrmArch(EncoderArch):
     """ETRM: a static encoder."""
 
     name: Literal["recursive_reasoning.etrm@TRMWithEncoder"]
-    encoder_type: Literal["standard", "hybrid_standard", "hybrid_variational", "lpn_standard", "lpn_variational"]
+    encoder_type: Literal[
+        "standard", "hybrid_standard", "hybrid_variational", "lpn_standard", "lpn_variational", "in_context"
+    ]
     encoder_set_layers: Positive
     lpn_latent_dim: Positive
+    context_tokens: Literal["one", "two"] = "one"
+    context_mode: Literal["evolve"] = "evolve"
+    context_coordinates: bool = False
+
+    @model_validator(mode="after")
+    def _has_slots_to_mix(self) -> "EtrmArch":
+        if self.mlp_t and self.encoder_type == "in_context":
+            raise ValueError(
+                "arch.mlp_t=true mixes a fixed number of context tokens: arch.encoder_type=in_context, which has one "
+                "for each cell of the demonstrations, needs arch.mlp_t=false"
+            )
+        return self
 
     @property
     def encoder_name(self) -> str:
@@ -179,6 +193,10 @@ class EtrmArch(EncoderArch):
     def unused_keys(self) -> dict[str, str]:
         unused = super().unused_keys()
         chosen = f"arch.encoder_type={self.encoder_type}"
+        if self.encoder_type == "in_context":
+            return unused | self._unused_in_context()
+        for key in ("context_tokens", "context_mode", "context_coordinates"):
+            unused[key] = f"{chosen} does not read it; in_context does"
         if self.encoder_type != "standard":
             unused["encoder_norm_style"] = f"{chosen} is pre-norm"
             unused["encoder_pooling_method"] = f"{chosen} pools by its CLS token"
@@ -186,6 +204,14 @@ class EtrmArch(EncoderArch):
             unused["encoder_set_layers"] = f"{chosen} has no set encoder"
         if self.encoder_type != "lpn_variational":
             unused["lpn_latent_dim"] = f"{chosen} does not read it; lpn_variational does"
+        return unused
+
+    def _unused_in_context(self) -> dict[str, str]:
+        layers = ("num_layers", "norm_style", "layer_scale_init", "qk_norm", "pooling_method", "set_layers")
+        keys = (*(f"encoder_{key}" for key in layers), "lpn_latent_dim")
+        unused = dict.fromkeys(keys, "arch.encoder_type=in_context embeds cells and has no layers of its own")
+        if self.pos_encodings != "rope":
+            unused["puzzle_emb_len"] = "arch.encoder_type=in_context has a token for each cell; rope alone counts by it"
         return unused
 
 

@@ -1,6 +1,6 @@
 """Encoders: demonstrations to context tokens. A module that is imported here adds its encoders to the registries."""
 
-from models.encoders import hybrid, lpn, recurrent_standard, standard, trm_style
+from models.encoders import hybrid, in_context, lpn, recurrent_standard, standard, trm_style
 from models.encoders.base import (
     ENCODERS,
     RECURRENT_ENCODERS,
@@ -18,6 +18,7 @@ __all__ = [
     "create_encoder",
     "create_recurrent_encoder",
     "hybrid",
+    "in_context",
     "lpn",
     "recurrent_standard",
     "standard",

@@ -163,6 +163,14 @@ def test_a_deleted_key_is_missing() -> None:
         (["freeze_encoder=true", "encoder_lr_scale=0.5"], "encoder_lr_scale"),
         (["muon_lr=1e-3"], "muon_lr"),
         (["arch.halt_max_steps=1", "arch.halt_exploration_prob=0.3"], "arch.halt_exploration_prob"),
+        (["arch.context_tokens=two"], "arch.context_tokens"),
+        (["arch.context_coordinates=true"], "arch.context_coordinates"),
+        (["arch.encoder_type=in_context", "arch.encoder_num_layers=1"], "arch.encoder_num_layers"),
+        (["arch.encoder_type=in_context", "arch.encoder_set_layers=2"], "arch.encoder_set_layers"),
+        (
+            ["arch.encoder_type=in_context", "arch.pos_encodings=rope2d", "arch.puzzle_emb_len=8"],
+            "arch.puzzle_emb_len",
+        ),
         (["hydra.run.dir=elsewhere"], "hydra.run.dir"),
     ],
 )

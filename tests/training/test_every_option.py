@@ -75,8 +75,11 @@ CASES = {
     "arch.encoder_pooling_method": Case(("mean", "attention", "weighted"), "losses"),
     "arch.encoder_set_layers": Case(("1", "2"), "parameters"),
     "arch.encoder_type": Case(
-        ("standard", "hybrid_standard", "hybrid_variational", "lpn_standard", "lpn_variational"), "parameters"
+        ("standard", "hybrid_standard", "hybrid_variational", "lpn_standard", "lpn_variational", "in_context"),
+        "parameters",
     ),
+    "arch.context_tokens": Case(("one", "two"), "parameters", given=("arch.encoder_type=in_context",)),
+    "arch.context_coordinates": Case(("false", "true"), "parameters", given=("arch.encoder_type=in_context",)),
     "arch.lpn_latent_dim": Case(("8", "16"), "parameters", given=("arch.encoder_type=lpn_variational",)),
     "arch.loss.kl_weight": Case(("0", "0.1"), "losses", given=("arch.encoder_type=hybrid_variational",)),
     "arch.recurrent_encoder_type": replace(RECURRENT, values=("recurrent_standard", "trm_style"), acts_on="parameters"),
@@ -166,7 +169,7 @@ TESTED_ELSEWHERE = {
     "arch.text_cache": "where latents lie changes no figure: test_trm_hybrid_training.py",
     "arch.text_batch_size": "batches change latents by rounding alone: test_latent_cache.py",
 }
-SINGLE_VALUE = ("arch.name", "arch.loss.name", "evaluators.name", "arch.H_layers")
+SINGLE_VALUE = ("arch.name", "arch.loss.name", "evaluators.name", "arch.H_layers", "arch.context_mode")
 
 
 def schema_keys(model: type[BaseModel], prefix: str = "") -> dict[str, list[Any]]:
