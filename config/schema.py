@@ -233,10 +233,10 @@ def _nearest(key: str) -> str:
 def _explain(error: ValidationError) -> str:
     lines = []
     for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"] if "@" not in str(part))
+        key = ".".join(str(part) for i, part in enumerate(fault["loc"]) if i != 1 or fault["loc"][0] not in GROUPS)
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden" and key in _all_keys(TrainConfig):
-            lines.append(f"the key '{key}' does not belong to the chosen arch")
+            lines.append(f"the key '{key}' does not belong to the chosen {key.split('.')[0]}")
         elif fault["type"] == "extra_forbidden":
             lines.append(f"unknown key '{key}'{_nearest(key)}")
         elif fault["type"] == "union_tag_invalid":
@@ -385,7 +385,7 @@ def _explain_hydra(error: Exception, overrides: Sequence[str]) -> str:
         if name in ("project_name", "run_name"):
             return f"'{name}' stands in no config file: write +{name}=..."
         if name in _all_keys(TrainConfig):
-            return f"the key '{name}' does not belong to the chosen arch"
+            return f"the key '{name}' does not belong to the chosen {name.split('.')[0]}"
         return f"unknown key '{name}'{_nearest(name)}"
     found = re.search(r"full_key: (\S+)", message)
     key = found.group(1) if found else ""

@@ -6,9 +6,11 @@ puzzle). Unknown labels and empty demonstration slots are PAD. What the task can
 grids) is read from the tokens themselves, so no further key takes part.
 """
 
+from typing import Protocol
+
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64, Int64, UInt8
 
 from dataset.augment import FLIPS_COLUMNS, FLIPS_ROWS, SWAPS_AXES
 from dataset.batches import Batch
@@ -72,8 +74,27 @@ def first_by_key(
     return np.pad(chosen, ((0, 0), (0, count - chosen.shape[1])), constant_values=-1)
 
 
+class AugmentedGrids(Protocol):
+    """Grids and augmentations as flat arrays, as `PuzzleStore` has them."""
+
+    @property
+    def cells(self) -> UInt8[np.ndarray, " cells"]: ...
+
+    @property
+    def grid_starts(self) -> Int64[np.ndarray, " grids+1"]: ...
+
+    @property
+    def grid_shapes(self) -> UInt8[np.ndarray, "grids 2"]: ...
+
+    @property
+    def dihedral(self) -> UInt8[np.ndarray, " augmentations"]: ...
+
+    @property
+    def colors(self) -> UInt8[np.ndarray, "augmentations 10"]: ...
+
+
 def assemble(
-    store: PuzzleStore,
+    store: AugmentedGrids,
     puzzles: Int64[np.ndarray, " batch"],
     augmentations: Int64[np.ndarray, " batch"],
     demo_pairs: Int64[np.ndarray, "batch demos"],

@@ -46,6 +46,10 @@ class TrainSource(Dataset[Batch], ABC):
                 the ranks must agree on is summed over them first.
         """
 
+    def metrics(self) -> dict[str, float]:
+        """What there is to log of its state; the same on every rank."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """What else than its number decides a batch, as tensors and plain values; empty where nothing does.
 

@@ -142,11 +142,11 @@ class StoreTrainDataset(TrainSource):
         index = self.pairs.index[row]
         demo_pairs = np.where(demos >= 0, np.take_along_axis(index, demos, axis=1), -1)
         translation = uniform[:, 3 + num_pairs :].reshape(len(row), self.max_demos + 1, 2)
-        translation = _leave_one_in_place(translation, demo_pairs >= 0, uniform[:, 2])
+        translation = leave_one_in_place(translation, demo_pairs >= 0, uniform[:, 2])
         return assemble(self.store, puzzles, augmentations, demo_pairs, index[np.arange(len(row)), query], translation)
 
 
-def _leave_one_in_place(
+def leave_one_in_place(
     translation: Float64[np.ndarray, "batch examples 2"],
     shown: Bool[np.ndarray, "batch demos"],
     uniform: Float64[np.ndarray, " batch"],

@@ -10,6 +10,7 @@ class TrainedOn(BaseModel):
     held_out_demonstrations: ids of held-out puzzles whose demonstrations were trained on.
     unknown_origin: files of weights whose training data nobody wrote down.
     datasets: path of each data set to the SHA-256 of its metadata.
+    generators: settings of the generators whose tasks were trained on; each task is made anew, so no pair is named.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -19,6 +20,7 @@ class TrainedOn(BaseModel):
     held_out_demonstrations: tuple[str, ...] = ()
     unknown_origin: tuple[str, ...] = ()
     datasets: dict[str, str] = {}
+    generators: tuple[str, ...] = ()
 
     def joined(self, other: "TrainedOn") -> "TrainedOn":
         """Both, each entry once; where both name a data set of one path, the hash is that of `self`."""
@@ -30,4 +32,5 @@ class TrainedOn(BaseModel):
             ),
             unknown_origin=tuple(dict.fromkeys((*self.unknown_origin, *other.unknown_origin))),
             datasets={**other.datasets, **self.datasets},
+            generators=tuple(dict.fromkeys((*self.generators, *other.generators))),
         )

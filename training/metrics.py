@@ -20,7 +20,8 @@ SHOWN_VOTES = 5
 def step_metrics(
     trainer: Trainer, sums: dict[str, Tensor], outputs: dict[str, Tensor], base_lr: float
 ) -> dict[str, float]:
-    """Learning rates, gradient norms and encoder health of the last step, over the samples of all ranks."""
+    """Learning rates, gradient norms and encoder health of the last step, over the samples of all ranks; and what the
+    source of batches has to say."""
     ranks = trainer.ranks
     tensors = {key: value for key, value in sums.items() if key.startswith("grad/")}
     if trainer.model.reads_demonstrations and trainer.carry is not None:
@@ -34,7 +35,7 @@ def step_metrics(
         tensors[f"train/{key}"] = distributed.gather_rows(outputs[key], ranks).mean()
     values = torch.stack([t.double() for t in tensors.values()]).tolist() if tensors else []
     metrics = dict(zip(tensors, values, strict=True))
-    metrics |= learning_rates(trainer, base_lr)
+    metrics |= learning_rates(trainer, base_lr) | trainer.train_data.metrics()
     if hasattr(trainer.model, "encoder") and "grad/inner_norm" in metrics:  # a step that was skipped has none
         encoder, inner = metrics.get("grad/encoder_norm", 0.0), metrics["grad/inner_norm"]
         metrics["grad/encoder_share"] = encoder / (encoder + inner) if encoder + inner > 0 else 0.0

@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+from config.data_schema import KnownRulesData
 from config.schema import HybridArch, TrainConfig
 from dataset.fewshot_puzzle_dataset import FewshotTrainDataset
+from dataset.known_rules.curriculum import Curriculum
+from dataset.known_rules.source import KnownRulesSource
 from dataset.puzzle_dataset import PuzzleTrainDataset
 from dataset.sources import TrainSource
 from dataset.store import PuzzleStore
@@ -55,7 +58,27 @@ def text(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> TextTrainData
     )
 
 
-SOURCES: dict[str, SourceFactory] = {"fewshot": fewshot, "puzzle_id": puzzle_id, "text": text}
+def known_rules(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> KnownRulesSource:
+    """Tasks that are made as they are read."""
+    data = config.data
+    assert isinstance(data, KnownRulesData)
+    return KnownRulesSource(
+        Curriculum(data.curriculum_stages(), data.earlier_share, data.measure_steps, ranks),
+        num_batches=data.num_batches,
+        epoch_batches=data.epoch_batches,
+        translate=data.translate,
+        global_batch_size=config.global_batch_size,
+        seed=config.seed,
+        steps_per_batch=config.arch.steps_per_batch,
+    )
+
+
+SOURCES: dict[str, SourceFactory] = {
+    "fewshot": fewshot,
+    "puzzle_id": puzzle_id,
+    "text": text,
+    "known_rules": known_rules,
+}
 
 
 def create_train_source(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> TrainSource:

@@ -275,7 +275,7 @@ def test_a_checkpoint_names_exactly_the_puzzles_of_its_batches(
 
 
 def test_joining_keeps_both_sides_once() -> None:
-    lists = ("puzzle_ids", "pair_hashes", "held_out_demonstrations", "unknown_origin")
+    lists = ("puzzle_ids", "pair_hashes", "held_out_demonstrations", "unknown_origin", "generators")
     assert {*TrainedOn.model_fields} == {*lists, "datasets"}
     one = TrainedOn(**{name: ("a", f"{name} of one") for name in lists}, datasets={"x": "1", "y": "2"})
     two = TrainedOn(**{name: (f"{name} of two", "a") for name in lists}, datasets={"y": "3", "z": "4"})

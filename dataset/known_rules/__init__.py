@@ -1,0 +1,1 @@
+"""Few-shot tasks without end whose rule is known: families of rules, the generator, the curriculum, the source."""

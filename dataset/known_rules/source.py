@@ -1,0 +1,143 @@
+"""Training batches of known-rule tasks: each sample is made from its key, which is seed, batch and slot."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64, UInt8
+from torch import Tensor
+
+from dataset.assemble import assemble
+from dataset.augment import IDENTITY_COLORS
+from dataset.batches import Batch
+from dataset.known_rules.curriculum import Curriculum
+from dataset.known_rules.generator import FAMILY_NUMBERS, KnownTask, draw_task, generator_of
+from dataset.sources import TrainSource
+from dataset.store import DatasetError
+from dataset.store_train_dataset import leave_one_in_place
+from dataset.trained_on import TrainedOn
+
+UNTURNED = np.zeros(1, dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class TaskGrids:
+    """The grids of tasks as flat arrays, with the identity as only augmentation; see `dataset.assemble`."""
+
+    cells: UInt8[np.ndarray, " cells"]
+    grid_starts: Int64[np.ndarray, " grids+1"]
+    grid_shapes: UInt8[np.ndarray, "grids 2"]
+    dihedral: UInt8[np.ndarray, " 1"]
+    colors: UInt8[np.ndarray, "1 10"]
+
+    @classmethod
+    def of(cls, tasks: Sequence[KnownTask]) -> "TaskGrids":
+        """The pairs of the tasks, one after the other, each task's query last."""
+        grids = [grid for task in tasks for pair in task.pairs for grid in pair]
+        starts = np.concatenate([[0], np.cumsum([grid.size for grid in grids])])
+        shapes = np.array([grid.shape for grid in grids], dtype=np.uint8)
+        return cls(np.concatenate([grid.ravel() for grid in grids]), starts, shapes, UNTURNED, IDENTITY_COLORS[None])
+
+
+def draw_batch(
+    tasks: Sequence[KnownTask], num_slots: int, translation: Float64[np.ndarray, "batch examples 2"] | None = None
+) -> Batch:
+    """The tasks as a batch: the number of its family is a task's `puzzle_groups`, its puzzle identifier is blank.
+
+    Args:
+        translation: see `assemble`.
+    """
+    counts = np.array([len(task.pairs) for task in tasks])
+    query = np.cumsum(counts) - 1
+    slots = np.arange(num_slots)
+    demos = np.where(slots < counts[:, None] - 1, (query - counts + 1)[:, None] + slots, -1)
+    numbers = np.array([FAMILY_NUMBERS[task.family] for task in tasks])
+    batch = assemble(TaskGrids.of(tasks), numbers, np.zeros_like(numbers), demos, query, translation)
+    return batch | {"puzzle_identifiers": torch.zeros(len(tasks), dtype=torch.int32)}
+
+
+class KnownRulesSource(TrainSource):
+    """Batches of training tasks, without end.
+
+    Args:
+        num_batches: of the run; an epoch has `epoch_batches`.
+        translate: places grids anywhere on their canvases, one of each task at (0, 0); else all of them there.
+        steps_per_batch: optimizer steps on one batch.
+
+    Raises:
+        DatasetError: the ranks cannot share a batch evenly.
+    """
+
+    def __init__(
+        self,
+        curriculum: Curriculum,
+        *,
+        num_batches: int,
+        epoch_batches: int,
+        translate: bool,
+        global_batch_size: int,
+        seed: int,
+        steps_per_batch: int = 1,
+    ):
+        ranks = curriculum.ranks
+        if global_batch_size % ranks.world_size:
+            raise DatasetError(f"global_batch_size={global_batch_size} is not a multiple of {ranks.world_size} ranks")
+        self.curriculum, self.num_batches, self.epoch_batches = curriculum, num_batches, epoch_batches
+        self.translate, self.seed, self.steps_per_batch = translate, seed, steps_per_batch
+        self.slots = range(global_batch_size)[ranks.local_slots(global_batch_size)]
+        self.num_slots = max(stage.settings.demos[1] for stage in curriculum.stages)
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __getitem__(self, number: int) -> Batch:
+        if not 0 <= number < len(self):
+            raise IndexError(f"batch {number} of {len(self)}")
+        tasks, uniform = [], []
+        for slot in self.slots:
+            rng = generator_of(self.seed, number, slot)
+            tasks.append(draw_task(rng, self.curriculum.settings_of(number, rng)))
+            if self.translate:
+                uniform.append(rng.random(1 + 2 * (self.num_slots + 1)))
+        return draw_batch(tasks, self.num_slots, self._translation(tasks, uniform) if self.translate else None)
+
+    def _translation(
+        self, tasks: Sequence[KnownTask], uniform: Sequence[Float64[np.ndarray, " draws"]]
+    ) -> Float64[np.ndarray, "batch examples 2"]:
+        table = np.stack(uniform)
+        shown = np.arange(self.num_slots) < np.array([len(task.pairs) - 1 for task in tasks])[:, None]
+        return leave_one_in_place(table[:, 1:].reshape(len(table), self.num_slots + 1, 2), shown, table[:, 0])
+
+    def epoch_of(self, num_batches: int) -> int:
+        return num_batches // self.epoch_batches
+
+    def trained_on(self) -> TrainedOn:
+        """The generator's settings: which rules are held out follows from them."""
+        stages = (asdict(stage.settings) for stage in self.curriculum.stages)
+        shown = (", ".join(f"{key}={value}" for key, value in settings.items()) for settings in stages)
+        return TrainedOn(generators=tuple(f"known_rules(split=train, seed={self.seed}, {text})" for text in shown))
+
+    @property
+    def description(self) -> str:
+        stages = self.curriculum.stages
+        families = dict.fromkeys(name for stage in stages for name in stage.settings.families)
+        return f"tasks without end of {len(families)} families of known rules in {len(stages)} stages"
+
+    def observe(self, step: int, sums: dict[str, Tensor]) -> None:
+        if self._has_state:
+            self.curriculum.observe((step - 1) // self.steps_per_batch, sums)
+
+    def metrics(self) -> dict[str, float]:
+        return self.curriculum.metrics() if self._has_state else {}
+
+    @property
+    def _has_state(self) -> bool:
+        return len(self.curriculum.stages) > 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.curriculum.state_dict() if self._has_state else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.curriculum.load_state_dict(state)
