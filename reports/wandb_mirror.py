@@ -24,6 +24,7 @@ import yaml
 
 from reports.wandb_process import command, environment, wandb_mode
 from utils.files import write_file
+from utils.path_kinds import kind_of
 
 log = logging.getLogger(__name__)
 SENT_FILE, ID_FILE = "wandb_sent.json", "wandb_id"
@@ -233,7 +234,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if not (arguments.run / "config.yaml").exists():
-        parser.exit(2, f"error: {arguments.run}: not a run folder (config.yaml is missing)\n")
+        kind = kind_of(arguments.run)
+        parser.exit(2, f"error: {arguments.run}: not a run folder (config.yaml is missing), but {kind}\n")
     if wandb_mode() == "disabled":
         parser.exit(2, "error: WANDB_MODE=disabled: nothing would be sent; WANDB_MODE=offline writes for wandb sync\n")
     try:
