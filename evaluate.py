@@ -4,7 +4,13 @@
 id, the others: the demonstrations). A model that reads them does far worse then.
 """
 
-from inference.evaluate_cli import main
+from utils.signals import end_at_once
 
 if __name__ == "__main__":
-    main()
+    end_at_once()  # until torch is imported
+
+from inference.evaluate_cli import main
+from utils.program import run_program
+
+if __name__ == "__main__":
+    run_program(main)

@@ -4,6 +4,11 @@
         arch.recurrent_encoder_type=recurrent_standard key=value ... +project_name=... +run_name=...
 """
 
+from utils.signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # until torch is imported
+
 from reports.observers import RUN_OBSERVERS
 from training.loop import main
 

@@ -4,6 +4,11 @@ python pretrain_trm.py --config-name cfg_pretrain_trm_arc_agi_1 key=value ... +p
 torchrun --nproc-per-node 8 pretrain_trm.py ...
 """
 
+from utils.signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # until torch is imported
+
 from reports.observers import RUN_OBSERVERS
 from training.loop import main
 

@@ -4,6 +4,11 @@ python pretrain_trm_hybrid.py num_train_problems=10 num_val_problems=5 key=value
 torchrun --nproc-per-node 8 pretrain_trm_hybrid.py ...
 """
 
+from utils.signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # until torch is imported
+
 from reports.observers import RUN_OBSERVERS
 from training.loop import main
 

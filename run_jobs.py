@@ -5,6 +5,11 @@ or written on the way, 75 stopped by a signal (the same command goes on), 2 a fa
 before anything was started.
 """
 
+from utils.signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # until the rest is imported
+
 import argparse
 import logging
 import os
@@ -14,13 +19,16 @@ from pathlib import Path
 
 from jobs.executors import Executor, LocalExecutor, RayExecutor, SlurmExecutor
 from jobs.file import JobError, JobFile
+from jobs.process import OF_ONE_RUN
 from jobs.runner import Runner
 from jobs.sheet import Options, Sheet
 from jobs.table import commands, job_table
+from utils.program import run_program
 from utils.run_folder import METRICS_FILE, REPORT_FILE
 
 log = logging.getLogger("run_jobs")
 FAILED, USER_FAULT = 1, 2
+LOOKED_AT_DRY = ("gpus", "cpu", "per_job", "parallel", "executor", "slurm", "slurm_cluster", "ray_address", "ray_cpus")
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -117,6 +125,17 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(names.split(",")[:count]) if names else tuple(map(str, range(count)))
 
 
+def without_effect(arguments: argparse.Namespace) -> list[str]:
+    """Options that were given and that `--list` or `--dry-run` do not look at."""
+    shown = "list" if arguments.list else "dry_run" if arguments.dry_run else None
+    if shown is None:
+        return []
+    looked_at = ("file", "list", "dry_run", "only", *(() if arguments.list else LOOKED_AT_DRY))
+    parser = argument_parser()
+    given = [name for name, value in vars(arguments).items() if value != parser.get_default(name)]
+    return [f"--{name.replace('_', '-')}" for name in given if name not in looked_at]
+
+
 def executor_of(arguments: argparse.Namespace, file: JobFile) -> Executor:
     """The executor that the options name."""
     if arguments.executor == "slurm":
@@ -155,12 +174,17 @@ def run(arguments: argparse.Namespace) -> int:
         JobError: nothing has been started.
     """
     file = JobFile(arguments.file)
+    if unused := without_effect(arguments):
+        log.warning("%s: has no effect here, nothing is started", ", ".join(unused))
     if arguments.list:
         sys.stdout.write(job_table(file, arguments.only))
         return 0
     sheet = Sheet(file, options_of(arguments))
     if faults := sheet.faults():
         raise JobError("\nerror: ".join(faults))
+    for name in OF_ONE_RUN:
+        if name in os.environ:
+            log.warning("%s is kept from the jobs, which share the runner's variables: put it before a command", name)
     for number in file.nearly_jobs():
         log.warning("%s: line %d looks like a job and is none; a job is '[ ] command'", file.name, number)
     for text in sheet.starting_over():
@@ -194,4 +218,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -11,9 +11,15 @@ solutions file beside a challenges file, or of `--solutions FILE`, is scored aga
 
 from collections.abc import Sequence
 
+from utils.signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # until torch is imported
+
 from inference import solve_cli
 from inference.solver import Solution, Solver
 from reports.pages import predictions_page
+from utils.program import run_program
 
 __all__ = ["Solution", "Solver", "main"]
 
@@ -24,4 +30,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -1,6 +1,5 @@
 """What a batch is: tensors by name, the first axis of each its samples; the demonstrations in it; reading ahead."""
 
-import signal
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol, cast
 
@@ -9,6 +8,8 @@ import torch
 from jaxtyping import Bool, Int64, Integer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+from dataset.loading import outlive_signals, watched
 
 Batch = dict[str, Tensor]
 DEMONSTRATION_KEYS = ("demo_inputs", "demo_labels", "demo_mask")
@@ -41,8 +42,22 @@ class NumberedBatches(Protocol):
     def __getitem__(self, number: int) -> Batch: ...
 
 
-def iterate(batches: NumberedBatches, *, start: int = 0, workers: int = 0, pin_memory: bool = False) -> Iterator[Batch]:
-    """Batches `start`, `start + 1`, ... in order, made ahead by worker processes where `workers` > 0."""
+def iterate(
+    batches: NumberedBatches,
+    *,
+    start: int = 0,
+    workers: int = 0,
+    pin_memory: bool = False,
+    what: str = "the training batches",
+) -> Iterator[Batch]:
+    """Batches `start`, `start + 1`, ... in order, made ahead by worker processes where `workers` > 0.
+
+    Args:
+        what: they are, for a message.
+
+    Raises:
+        DataSourceError: the workers are dead, stuck, or cannot be started.
+    """
     loader = DataLoader(
         cast(Dataset[Batch], batches),
         batch_size=None,
@@ -50,14 +65,7 @@ def iterate(batches: NumberedBatches, *, start: int = 0, workers: int = 0, pin_m
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=pin_memory,
-        worker_init_fn=_outlive_signals,
+        worker_init_fn=outlive_signals,
         generator=torch.Generator(),  # its own: reading data takes no number from the training's generator
     )
-    return iter(loader)
-
-
-def _outlive_signals(worker: int) -> None:
-    """A signal to the whole process group asks the main process to finish its step, for which it needs its data.
-    Workers end when the main process says so, or is gone."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    return watched(loader, what)

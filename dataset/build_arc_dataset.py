@@ -5,6 +5,11 @@ of one of them, or shares a pair with one up to augmentation, is dropped, and of
 all but the first. Each is named in the log and in the split manifest.
 """
 
+from utils.signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # until numpy is imported
+
 import argparse
 import logging
 import sys
@@ -30,6 +35,7 @@ from dataset.store import (
     save_store,
 )
 from dataset.subsets import check_sources, load_subset
+from utils.program import run_program
 
 log = logging.getLogger(__name__)
 
@@ -259,4 +265,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

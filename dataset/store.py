@@ -7,8 +7,10 @@
 A data set is written to a temporary folder and renamed, so a folder of that name is always complete.
 """
 
+import errno
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -171,7 +173,7 @@ def save_store(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        save_file({name: np.ascontiguousarray(arrays[name]) for name in ARRAY_FIELDS}, temporary / DATA_FILE)
+        _save_arrays(arrays, temporary / DATA_FILE)
         (temporary / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1))
         hashes = {name: sha256_of(temporary / name) for name in (DATA_FILE, MANIFEST_FILE)}
         metadata = describe(arrays, manifest, build, hashes, vocab_size=vocab_size, seq_len=seq_len)
@@ -188,6 +190,16 @@ def save_store(
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save_arrays(arrays: dict[str, np.ndarray], path: Path) -> None:
+    """Raises what the system has said; the library's own error has it in its text."""
+    try:
+        save_file({name: np.ascontiguousarray(arrays[name]) for name in ARRAY_FIELDS}, path)
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        number = int(code.group(1)) if code else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def check_output_folder(folder: Path) -> None:

@@ -19,6 +19,7 @@ from inference.task_latents import attach_latents
 from models.losses import create_loss_head
 from utils import distributed
 from utils.distributed import Ranks
+from utils.faults import memory_for
 
 
 def evaluate_checkpoint(
@@ -29,6 +30,7 @@ def evaluate_checkpoint(
     averaged: bool = True,
     max_groups: int | None = None,
     max_augmentations: int | None = None,
+    batch_size: int | None = None,
     data_paths: Sequence[str] = (),
     device: str = "auto",
 ) -> Evaluation:
@@ -37,10 +39,12 @@ def evaluate_checkpoint(
     Args:
         shuffle: ask each query with what belongs to another puzzle.
         max_groups, max_augmentations: limits (None: the run's own).
+        batch_size: queries at once (None: the run's own).
         data_paths: other data sets than the run's.
 
     Raises:
         CheckpointError, DatasetError: something is missing or does not fit.
+        OutOfMemory: with what to lower.
     """
     checkpoint = open_checkpoint(path)
     paths = tuple(data_paths) or tuple(checkpoint.config["data_paths"])
@@ -53,7 +57,7 @@ def evaluate_checkpoint(
     if max_groups is None:
         max_groups = config.max_eval_groups if split == "test" else config.max_train_groups
     options: dict[str, Any] = {
-        "batch_size": config.eval_batch_size,
+        "batch_size": batch_size or config.eval_batch_size,
         "split": split,
         "max_demos": config.max_demos,
         "max_groups": max_groups,
@@ -65,7 +69,8 @@ def evaluate_checkpoint(
     attach_latents(config, [data], ranks)
     head = create_loss_head(config.arch, model)
     seen = checkpoint.trained_on
-    return evaluate(head, data, ranks, seen_pairs=seen.pair_hashes, unknown_origin=bool(seen.unknown_origin))
+    with memory_for("in the evaluation", f"lower --batch-size, which is {data.batch_size} queries at once"):
+        return evaluate(head, data, ranks, seen_pairs=seen.pair_hashes, unknown_origin=bool(seen.unknown_origin))
 
 
 def _need_puzzles(store: PuzzleStore, split: str, paths: Sequence[str]) -> None:
@@ -97,11 +102,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--raw", action="store_true", help="the weights themselves instead of their average")
     parser.add_argument("--max-groups", type=int, help="the first N puzzles")
     parser.add_argument("--max-augmentations", type=int, help="votes a puzzle")
+    parser.add_argument("--batch-size", type=int, help="queries at once; default: the run's eval_batch_size")
     parser.add_argument("--data-paths", nargs="+", default=(), help="other data sets than the run's")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for name in ("max_groups", "max_augmentations"):
+    for name in ("max_groups", "max_augmentations", "batch_size"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} {value}: must be 1 or more")
@@ -113,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             averaged=not arguments.raw,
             max_groups=arguments.max_groups,
             max_augmentations=arguments.max_augmentations,
+            batch_size=arguments.batch_size,
             data_paths=arguments.data_paths,
             device=arguments.device,
         )

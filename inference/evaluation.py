@@ -175,7 +175,7 @@ def evaluate(
     voting = None if evaluator is None else EVALUATORS[evaluator](dataset, seen_pairs, unknown_origin)
     measures = Measures(model.max_steps, ranks.device)
     began = time.perf_counter()
-    batches = iterate(dataset, workers=workers, pin_memory=ranks.device.type == "cuda")
+    batches = iterate(dataset, workers=workers, pin_memory=ranks.device.type == "cuda", what="the queries")
     for batch in tqdm(batches, total=len(dataset), desc=description, disable=not ranks.is_first, leave=False):
         if stop:
             break

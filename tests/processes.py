@@ -93,7 +93,7 @@ def _context() -> ForkServerContext:
 
 
 class Launch:
-    """All ranks of one start of a run, each with `threads` threads.
+    """All ranks of one start of a run, each with `threads` threads; the last `absent` of them never come.
 
     Args:
         log: where each rank writes, in the folder unless it is a whole path; what goes to stderr too, or with
@@ -106,6 +106,7 @@ class Launch:
         arguments: Sequence[str],
         *,
         ranks: int = 1,
+        absent: int = 0,
         threads: int = 1,
         script: str | Path = ETRM,
         log: str | Path = "log",
@@ -113,7 +114,7 @@ class Launch:
     ):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.logs = [folder / f"{log}.{rank}" for rank in range(ranks)]
+        self.logs = [folder / f"{log}.{rank}" for rank in range(ranks - absent)]
         self.errors = [path.with_name(f"{path.name}.err") if separate_errors else path for path in self.logs]
         self.marks = [path.stat().st_size if path.exists() else 0 for path in self.logs]
         common = {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
@@ -121,7 +122,7 @@ class Launch:
             common |= {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         context = _context()
         self.processes: list[BaseProcess] = []
-        for rank in range(ranks):
+        for rank in range(ranks - absent):
             environment = common | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {})
             call = (str(ROOT / script), list(arguments), folder, self.logs[rank], self.errors[rank], environment)
             process = context.Process(target=_enter, args=call)
@@ -153,6 +154,14 @@ class Launch:
         """What a rank has written since its start."""
         path = self.logs[rank]
         return path.read_bytes()[self.marks[rank] :].decode(errors="replace") if path.exists() else ""
+
+    def wait_for_output(self, text: str, timeout: float = 120) -> None:
+        """Wait until rank 0 has written a text."""
+        end = time.monotonic() + timeout
+        while text not in self.output():
+            if time.monotonic() > end or all(process.exitcode is not None for process in self.processes):
+                raise AssertionError(f"'{text}' was not written: {self.output()[-2000:]}")
+            time.sleep(0.01)
 
     def wait_for_step(self, step: int, timeout: float = 120) -> None:
         """Wait until the log of metrics has reached a step."""

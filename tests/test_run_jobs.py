@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import shlex
 import signal
@@ -476,3 +477,14 @@ def test_a_job_of_a_living_runner_is_left_to_it(tmp_path: Path) -> None:
     (tmp_path / "release").touch()
     assert (first.wait(60), second.wait(60)) == (0, 0)
     assert (marks(tmp_path), ended(tmp_path)) == ("xx", ["b", "a"])
+
+
+def test_options_that_list_does_not_look_at_are_said_to_have_no_effect(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "jobs.txt").write_text("[ ] true\n")
+    with caplog.at_level(logging.WARNING):
+        run(argument_parser().parse_args(["jobs.txt", "--list", "--retries", "2", "--only", "true*"]))
+        run(argument_parser().parse_args(["jobs.txt", "--dry-run", "--cpu", "--take-running"]))
+    said = [record.getMessage() for record in caplog.records]
+    assert [text.split(":")[0] for text in said] == ["--retries", "--take-running"]

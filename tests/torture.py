@@ -1,8 +1,9 @@
-"""Kills and damaged checkpoints: `python -m tests.torture [--kills 200] [--damages 100]`, `make torture`.
+"""Kills and damaged checkpoints: `python -m tests.torture [--kills 200] [--pairs 50] [--damages 100]`, `make torture`.
 
 Kills: runs of the real entry script on 1 and on 2 ranks, with 1 and with 2 threads, are killed (SIGKILL) at random
 moments until they have come to their end. Every restart must come up by itself, at the newest checkpoint that was
-there; the end must be, bit for bit and line for line, that of an undisturbed run. Damages: the newest checkpoint gets a
+there; the end must be, bit for bit and line for line, that of an undisturbed run. Pairs: two first starts of one run at
+the same moment; one must train, the other be refused before it writes anything. Damages: the newest checkpoint gets a
 flipped bit, is truncated, emptied, or loses a file, at a random place; it must be noticed and the one before it taken.
 """
 
@@ -16,6 +17,8 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import yaml
 
 from checkpoints.checkpoint import CheckpointError, newest_good, open_checkpoint, saved_checkpoints, verified_checkpoint
 from dataset.build_arc_dataset import build_dataset
@@ -120,6 +123,39 @@ def torture_kills(folder: Path, data: Path, *, kills: int, ranks: int, seed: int
     return counts
 
 
+def torture_pairs(folder: Path, data: Path, *, pairs: int) -> Counts:
+    """Two first starts of one run at once, which differ in their seed, again and again."""
+    counts = Counts()
+    course = (*SMALL, "epochs=2", "eval_interval=2", f"data_paths=[{data}]")
+    for number in range(pairs):
+        place = folder / f"pair-{number}"
+        both = [Launch(place, (*course, f"seed={seed}"), log=f"seed-{seed}") for seed in range(2)]
+        statuses = [launch.wait(300)[0] for launch in both]
+        counts.runs += 1
+        fault = fault_of_pair(place, both, statuses)
+        if fault:
+            counts.faults.append(f"{place.name} ended with {statuses}: {fault}")
+    return counts
+
+
+def fault_of_pair(place: Path, both: list[Launch], statuses: list[int | None]) -> str:
+    """What is wrong with how two first starts ended; empty where nothing is."""
+    if sorted(map(str, statuses)) != ["0", "2"]:
+        return " / ".join(launch.output()[-1000:] for launch in both)
+    winner, loser = statuses.index(0), both[statuses.index(2)].output()
+    came_late = "the config is not the run's own: seed was" in loser  # after the end of the first, on a busy machine
+    if f"process {both[winner].processes[0].pid} on " not in loser and not came_late:
+        return f"the loser does not say who has the run: {loser[-1000:]}"
+    if sorted(path.name for path in (place / RUN).parent.iterdir()) != [RUN.name]:
+        return "an earlier run was set aside, or a lock has stayed"
+    seeds = {yaml.safe_load((path / "config.yaml").read_text())["seed"] for path in run_and_checkpoint(place)}
+    return "" if seeds == {winner} else f"seed {winner} has trained, the files are of {seeds}"
+
+
+def run_and_checkpoint(place: Path) -> tuple[Path, Path]:
+    return place / RUN, open_checkpoint(place / RUN).path
+
+
 def damage(checkpoint: Path, kind: str, rng: random.Random) -> str:
     """Damage one file of a checkpoint; says which and where."""
     path = rng.choice(sorted(checkpoint.iterdir()))
@@ -169,6 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
     parser.add_argument("--kills", type=int, default=200, help="a quarter of them on 2 ranks, a quarter with 2 threads")
     parser.add_argument("--damages", type=int, default=100)
+    parser.add_argument("--pairs", type=int, default=50, help="of simultaneous first starts")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)  # each damage that is noticed is one, and is counted
@@ -178,7 +215,8 @@ def main() -> None:
         data = folder / "data"
         build_dataset(data, ["training", "evaluation"], test_set_name="evaluation", num_aug=2, seed=0, max_side=6)
         quarter = arguments.kills // 4
-        for ranks, threads, kills in ((1, 1, arguments.kills - 2 * quarter), (1, 2, quarter), (2, 1, quarter)):
+        groups = ((1, 1, arguments.kills - 2 * quarter), (1, 2, quarter), (2, 1, quarter))
+        for ranks, threads, kills in groups if arguments.kills else ():
             began = time.monotonic()
             found = torture_kills(folder, data, kills=kills, ranks=ranks, threads=threads, seed=arguments.seed)
             sys.stdout.write(
@@ -187,6 +225,13 @@ def main() -> None:
             )
             sys.stdout.flush()
             faults += found.faults
+        began = time.monotonic()
+        found = torture_pairs(folder, data, pairs=arguments.pairs)
+        sys.stdout.write(
+            f"{found.runs} pairs of simultaneous first starts: {len(found.faults)} faults, "
+            f"{time.monotonic() - began:.0f} s\n"
+        )
+        faults += found.faults
         began = time.monotonic()
         found = torture_damages(folder, data, damages=arguments.damages, seed=arguments.seed, resumes=4)
         sys.stdout.write(

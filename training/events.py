@@ -8,6 +8,7 @@ from evaluators.arc import QueryResult
 from inference.evaluation import EvaluationStopped
 from inference.puzzle_results import PuzzleResults
 from inference.traces import write_traces
+from training.memory import memory_of_evaluation
 from training.metric_window import MetricWindow
 from training.metrics import shown_predictions
 from training.trainer import Trainer
@@ -67,7 +68,8 @@ def _evaluate_and_save(trainer: Trainer) -> dict[str, float]:
     results: list[QueryResult] = []
     if len(trainer.eval_data.query_row):
         try:
-            evaluation = trainer.evaluate(f"evaluate (step {trainer.step})")
+            with memory_of_evaluation(config):
+                evaluation = trainer.evaluate(f"evaluate (step {trainer.step})")
         except EvaluationStopped:
             progress.evaluation_due = True
             save_and_stop(trainer)

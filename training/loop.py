@@ -9,33 +9,31 @@ for each batch (with arch.halting=fixed: num_act_steps times for each batch):
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
 
 import torch.distributed as dist
 import yaml
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from checkpoints.checkpoint import CheckpointError
-from checkpoints.writer import SaveError
 from config.schema import ConfigError, TrainConfig, config_names, dump_config, load_config, run_folder
 from dataset.batches import Batch, iterate
-from dataset.store import DatasetError
 from learning.guards import NonFiniteError, TrainingError
 from training.events import Preempted, evaluate_and_save, log_window, save_and_stop, saves_by_the_clock
+from training.exits import leave_as_one, leave_for
+from training.memory import memory_of_start, memory_of_step
 from training.metric_window import ends_window
 from training.metrics import SHOWN_QUERIES, step_metrics, summary
 from training.setup import create_trainer
 from training.trainer import Trainer
 from utils import distributed
 from utils.distributed import SAID_BY_FIRST_RANK, Ranks
-from utils.run_folder import last_values, unlock_folder
+from utils.run_folder import last_values
+from utils.run_lock import unlock_folder
 from utils.run_logger import ObserverFactory
-from utils.run_status import EXIT_STATUS, USER_ERROR, RunStatus
+from utils.run_status import USER_ERROR, RunStatus
 from utils.signals import StopRequest
 
 __all__ = (
@@ -49,7 +47,6 @@ __all__ = (
     "summary",
 )
 log = logging.getLogger(__name__)
-USER_FAULTS = (ConfigError, DatasetError, CheckpointError)
 
 
 def fit(
@@ -73,13 +70,20 @@ def fit(
         SaveError: a checkpoint could not be written.
         Preempted: asked to stop, and saved.
     """
-    trainer = create_trainer(config, ranks, stop, observers)
+    try:
+        with memory_of_start(config):
+            trainer = create_trainer(config, ranks, stop, observers)
+    except BaseException:
+        unlock_folder(run_folder(config))
+        raise
     with status_of(trainer) as status, progress_bar(trainer) as bar:
         trainer.model.train()
         last = metrics_so_far(trainer)
         for batch in batches_of(trainer):
+            trainer.stop.hear()
             epoch_before, base_lr = trainer.epoch, trainer.base_lr
-            sums, outputs = trainer.train_step(batch)
+            with memory_of_step(config):
+                sums, outputs = trainer.train_step(batch)
             if sums:
                 trainer.window.add(sums)
                 trainer.train_data.observe(trainer.step, sums)
@@ -105,7 +109,10 @@ def fit(
 def metrics_so_far(trainer: Trainer) -> dict[str, float]:
     """The last value of every metric of a run that goes on, after the evaluation that was put off when it stopped."""
     last = last_values(trainer.folder) if trainer.ranks.is_first and trainer.step else {}
-    return last | evaluate_and_save(trainer) if trainer.progress.evaluation_due else last
+    if not trainer.progress.evaluation_due:
+        return last
+    trainer.stop.hear()
+    return last | evaluate_and_save(trainer)
 
 
 @contextmanager
@@ -137,6 +144,8 @@ def status_of(trainer: Trainer) -> Iterator[RunStatus]:
     """Keep `status.json`: running inside the block, then how it ended."""
     status = RunStatus(trainer.folder, trainer.ranks.rank, trainer.total_steps)
     status.write("running", trainer.step)
+    early = "ended by {} before its first step"
+    trainer.stop.leaving.append(lambda name: status.write("preempted", trainer.step, reason=early.format(name)))
     try:
         yield status
     except Preempted as error:
@@ -169,9 +178,10 @@ def batches_of(trainer: Trainer) -> Iterator[Batch]:
 
 
 @contextmanager
-def joined_ranks(config: TrainConfig) -> Iterator[Ranks]:
+def joined_ranks(config: TrainConfig, stop: StopRequest) -> Iterator[Ranks]:
     """This process among the run's ranks; if it fails inside the block the others hear of it."""
     ranks = distributed.start(config.device, config.distributed_timeout_s)
+    stop.leaving.append(lambda name: distributed.announce_failure(f"ended by {name}", ranks))
     try:
         yield ranks
     except Preempted:
@@ -184,29 +194,11 @@ def joined_ranks(config: TrainConfig) -> Iterator[Ranks]:
     distributed.stop(ranks)
 
 
-def leave(status: int, error: BaseException) -> NoReturn:
-    """End the process with one line that says why, unless rank 0 says it."""
-    rank = distributed.rank_of_environment()
-    if SAID_BY_FIRST_RANK not in getattr(error, "__notes__", ()):
-        word = "stopped" if isinstance(error, Preempted) else "error"
-        sys.stderr.write(f"{f'rank {rank}: ' if rank else ''}{word}: {error}\n")
-    end_process(status)
-
-
-def end_process(status: int) -> NoReturn:
-    """Exit; as one of several ranks without waiting for a process group that a rank has left."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
-
-
 def main(default_config: str, argv: Sequence[str] | None = None, *, observers: Sequence[ObserverFactory] = ()) -> None:
     """The command line of every entry script: `[--config-name NAME] [--cfg] [key=value ...]`.
 
-    Exit status: 0 done, 2 a fault of config, data or checkpoint, 75 preempted after saving, 3 non-finite, 1 the rest.
+    Exit status: 0 done, 2 a fault of config, data or checkpoint, 75 preempted after saving, 3 non-finite, 143 and 130
+    ended by SIGTERM and SIGINT before there was anything to save, 1 the rest.
     """
     parser = argparse.ArgumentParser(description="Train and evaluate; overrides are Hydra's: key=value, +key=value.")
     parser.add_argument("--config-name", default=default_config, help=f"one of: {', '.join(config_names())}")
@@ -217,33 +209,17 @@ def main(default_config: str, argv: Sequence[str] | None = None, *, observers: S
     try:
         config = load_config(arguments.config_name, arguments.overrides)
     except ConfigError as error:
-        if distributed.rank_of_environment():
-            error.add_note(SAID_BY_FIRST_RANK)
-        leave(USER_ERROR, error)
+        leave_as_one(USER_ERROR, error)
     if arguments.cfg:
         sys.stdout.write(yaml.safe_dump(dump_config(config), sort_keys=False))
         return
     stop = StopRequest()
     try:
         with stop.listening():
-            with joined_ranks(config) as ranks:
+            with joined_ranks(config, stop) as ranks:
                 metrics = fit(config, ranks, stop, observers)
             if ranks.is_first:
                 sys.stdout.write(summary(metrics, run_folder(config)) + "\n")
-    except USER_FAULTS as error:
-        leave(USER_ERROR, error)
-    except Preempted as error:
-        if distributed.rank_of_environment():
-            error.add_note(SAID_BY_FIRST_RANK)
-        leave(EXIT_STATUS["preempted"], error)
-    except NonFiniteError as error:
-        if distributed.rank_of_environment():
-            error.add_note(SAID_BY_FIRST_RANK)
-        leave(EXIT_STATUS["non-finite"], error)
-    except SaveError as error:
-        leave(EXIT_STATUS["failed"], error)
-    except Exception:
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            raise
-        log.exception("rank %d failed", distributed.rank_of_environment())
-        end_process(EXIT_STATUS["failed"])
+    except Exception as error:
+        leave_for(error)
+        raise

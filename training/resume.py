@@ -23,7 +23,8 @@ from dataset.store import DatasetMetadata
 from learning.learner import Learner
 from training.metric_window import joined_windows
 from training.trainer import Progress, Trainer
-from utils.run_folder import continue_run_folder, copy_logs, create_run_folder, lock_folder
+from utils.run_folder import continue_run_folder, copy_logs, create_run_folder
+from utils.run_lock import lock_folder
 
 log = logging.getLogger(__name__)
 SEED_STRIDE = 7_368_787
@@ -74,14 +75,14 @@ def find_resume_point(config: TrainConfig, metadata: DatasetMetadata) -> ResumeP
 
 
 def claim_run_folder(config: TrainConfig, metadata: DatasetMetadata) -> ResumePoint | None:
-    """Lock the run folder, where there is one, and look for a checkpoint; nothing is written yet but the lock.
+    """Lock the run folder, whether there is one yet or not, and look for a checkpoint; nothing else is written.
 
     Raises:
         CheckpointError, ConfigError: as `find_resume_point`; or another process writes the folder.
     """
     folder = run_folder(config)
+    lock_folder(folder)
     if folder.exists():
-        lock_folder(folder)
         checkpoint_folder.tidy(folder / "checkpoints")
     return find_resume_point(config, metadata)
 
@@ -94,7 +95,6 @@ def open_run_folder(config: TrainConfig, point: ResumePoint | None) -> Path:
         continue_run_folder(folder, dump_config(config), point.checkpoint.step)
         return folder
     create_run_folder(folder, dump_config(config))
-    lock_folder(folder)
     if point is not None:
         copy_logs(point.checkpoint.path.parent.parent, folder, point.checkpoint.step)
     return folder

@@ -12,7 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from utils.errors import ConfigError
+from utils.errors import ConfigError, MachineError
+from utils.launch import Launch, launch_of_environment
+from utils.waiting import saying
 
 log = logging.getLogger(__name__)
 GATHERED_AT_ONCE = 4096
@@ -20,6 +22,10 @@ WATCH_SECONDS = 1.0
 SAID_BY_FIRST_RANK = "rank 0 says so too"
 _leaving = threading.Event()  # this process ends by itself and is not to be ended by its watch
 T = TypeVar("T")
+
+
+class MeetingError(MachineError):
+    """The ranks that a launcher has started have not found each other."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +50,14 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """`auto` takes CUDA where there is one.
 
     Raises:
-        ConfigError: `cuda` is asked for and there is none.
+        ConfigError: `cuda` is asked for and there is none, or none for this rank.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda, but torch finds no CUDA device; use device=auto or device=cpu")
     use_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    if use_cuda and local_rank >= (found := torch.cuda.device_count()):
+        raise ConfigError(f"LOCAL_RANK={local_rank}, but torch finds {found} CUDA devices: start as many ranks a host")
     return torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
-
-
-def rank_of_environment() -> int:
-    """The rank that torchrun gave to this process; 0 without torchrun."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def start(device_name: str, timeout_s: float = 1800) -> Ranks:
@@ -62,18 +65,31 @@ def start(device_name: str, timeout_s: float = 1800) -> Ranks:
 
     Args:
         timeout_s: a collective that takes longer raises (gloo) or ends the process (NCCL).
+
+    Raises:
+        ConfigError: the launcher's variables, or the device, cannot be used.
+        MeetingError: the ranks have not come together within the timeout.
     """
-    rank, world_size = rank_of_environment(), int(os.environ.get("WORLD_SIZE", "1"))
-    device = choose_device(device_name, int(os.environ.get("LOCAL_RANK", "0")))
+    launch = launch_of_environment()
+    device = choose_device(device_name, launch.local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    ranks = Ranks(rank, world_size, device)
-    if world_size > 1 and not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    ranks = Ranks(launch.rank, launch.world_size, device)
+    if launch.world_size > 1 and not dist.is_initialized():
+        _meet("nccl" if device.type == "cuda" else "gloo", launch, timeout_s)
         _leaving.clear()
         threading.Thread(target=_watch_for_failure, name="failure watch", daemon=True).start()
     return ranks
+
+
+def _meet(backend: str, launch: Launch, timeout_s: float) -> None:
+    what = f"all {launch.world_size} ranks at {launch.meeting_point}"
+    try:
+        with saying(f"{what}; this is rank {launch.rank}"):
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    except (dist.DistError, RuntimeError) as error:
+        why = str(error).splitlines()[0]
+        raise MeetingError(f"{what} did not come together (distributed_timeout_s={timeout_s:g}): {why}") from error
 
 
 def stop(ranks: Ranks) -> None:

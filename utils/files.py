@@ -1,5 +1,6 @@
 """Files: replaced in one move, read with patience, hashed."""
 
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +11,19 @@ from typing import Any
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the file's name into an error that the system raised without one, as it does for a disk that is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        if error.errno is None:  # numpy's, which has counted bytes
+            error.errno, error.strerror = errno.EIO, str(error.args[0] if error.args else error)
+        raise
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; what the block leaves there takes the place of `path` in one move.
 
@@ -17,7 +31,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
         if os.path.lexists(temporary):
             temporary.replace(path)
     finally:

@@ -1,26 +1,20 @@
-"""The run folder: where it is, who may write it, and how one goes on."""
+"""The run folder: how one begins, and how one goes on."""
 
-import fcntl
 import json
 import logging
-import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 
-from utils.errors import ConfigError
 from utils.files import write_file
 
 log = logging.getLogger(__name__)
-LOCK_FILE = "run.lock"
 METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.html"
 OUTPUT_LOG = "job.log"  # what started the run may write its output there
 LINES_BY_STEP = (METRICS_FILE, "act_steps.jsonl")
-_locks: dict[Path, TextIO] = {}  # a process has a lock as long as the file is open
 
 
 def create_run_folder(folder: Path, config: dict[str, Any]) -> Path:
@@ -29,7 +23,7 @@ def create_run_folder(folder: Path, config: dict[str, Any]) -> Path:
     `OUTPUT_LOG` stays where it is.
     """
     aside = None
-    if folder.exists() and any(path.name not in (OUTPUT_LOG, LOCK_FILE) for path in folder.iterdir()):
+    if folder.exists() and any(path.name != OUTPUT_LOG for path in folder.iterdir()):
         number = 1
         while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
             number += 1
@@ -47,35 +41,9 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
     write_file(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
 
-def lock_folder(folder: Path) -> None:
-    """Keep other processes from writing a run folder until this one ends, however it ends.
-
-    Raises:
-        ConfigError: another process has it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    unlock_folder(folder)
-    file = (folder / LOCK_FILE).open("a+", encoding="utf-8")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a record lock: worker processes do not inherit it
-    except (BlockingIOError, PermissionError) as error:
-        file.seek(0)
-        owner = file.read().strip() or "another process"
-        file.close()
-        raise ConfigError(f"{folder}: {owner} is still writing this run; stop it, or use another +run_name") from error
-    except OSError as error:
-        log.warning("%s cannot be locked (%s): see to it that no second process writes it", folder, error)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-    _locks[folder.resolve()] = file
-
-
-def unlock_folder(folder: Path) -> None:
-    """Let others write the folder again, where this process has it."""
-    file = _locks.pop(folder.resolve(), None)
-    if file is not None:
-        file.close()
+def read_config(folder: Path) -> dict[str, Any]:
+    """What `write_config` has written."""
+    return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from utils.files import naming
 from utils.run_folder import METRICS_FILE
 
 
@@ -42,15 +43,17 @@ class RunLogger:
         if self.file is None:
             return
         finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
-        self.file.write(json.dumps({"step": step, **finite}) + "\n")
-        self.file.flush()
+        with naming(Path(self.file.name)):
+            self.file.write(json.dumps({"step": step, **finite}) + "\n")
+            self.file.flush()
         for observer in self.observers:
             observer.logged()
 
     def log_rows(self, step: int, name: str, rows: list[dict[str, float]]) -> None:
         """Add a line with a table to `<name>.jsonl`."""
         if self.folder is not None:
-            with (self.folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+            path = self.folder / f"{name}.jsonl"
+            with naming(path), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, name: rows}) + "\n")
 
     def evaluated(self, *, is_last: bool) -> None:

@@ -79,3 +79,22 @@ def test_devices_are_those_of_torchrun_or_per_job() -> None:
         Options(gpus=four, on_cpu=False, per_job=2).gpus_of(run)
     with pytest.raises(JobError, match="needs 4 devices; --gpus has 2"):
         Options(gpus=("0", "1"), on_cpu=False).gpus_of(run)
+
+
+@pytest.mark.parametrize("start", ["python pretrain_etrm.py", "python3.11 -m pretrain_etrm", "etrm-train"])
+def test_a_script_that_is_not_in_the_folder_is_the_programs_own(start: str) -> None:
+    run = job(f"{start} --config-name cfg_demo +project_name=p +run_name=a")
+    assert run.arguments[1:3] == (str(ETRM), "--config-name")
+    assert run.folder == Path("runs/p/a")
+
+
+def test_torchrun_starts_the_programs_own_script_too() -> None:
+    run = job("torchrun --nproc-per-node 2 pretrain_etrm.py --config-name cfg_demo +run_name=a")
+    assert str(ETRM) in run.arguments
+    assert job("python evaluate.py --checkpoint x").arguments[1] == str(ROOT / "evaluate.py")
+
+
+def test_a_script_that_is_in_the_folder_stays_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "pretrain_etrm.py").write_text('main("cfg_demo")\n')
+    assert job("python pretrain_etrm.py +run_name=a").arguments[1] == "pretrain_etrm.py"
+    assert job("python other.py").arguments[1] == "other.py"

@@ -15,7 +15,7 @@ import pytest
 from checkpoints.checkpoint import open_checkpoint
 from dataset.build_arc_dataset import build_dataset
 from tests.processes import ETRM, ROOT, RUN, SMALL, Launch, hashes, log_lines
-from tests.torture import torture_damages, torture_kills
+from tests.torture import torture_damages, torture_kills, torture_pairs
 from utils.run_status import read_status
 
 pytestmark = pytest.mark.torture
@@ -97,6 +97,12 @@ def test_kills_and_damages_lose_nothing(data: Path, tmp_path: Path) -> None:
     damages = torture_damages(tmp_path, data, damages=12, seed=1, resumes=1)
     assert not damages.faults
     assert (damages.noticed, damages.fallbacks) == (12, 12)
+
+
+def test_of_two_first_starts_of_one_run_at_once_one_trains_and_the_other_names_it(data: Path, tmp_path: Path) -> None:
+    found = torture_pairs(tmp_path, data, pairs=5)
+    assert not found.faults
+    assert found.runs == 5
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from checkpoints.checkpoint import CheckpointError, open_checkpoint
 from config.schema import ConfigError, TrainConfig, run_folder
 from dataset.store import PuzzleStore
 from training.loop import Preempted, create_trainer, fit
-from training.resume import config_differences
+from training.resume import claim_run_folder, config_differences
 from utils.distributed import Ranks
+from utils.run_lock import unlock_folder
 from utils.run_status import read_status
 from utils.signals import StopRequest
 
@@ -294,7 +296,7 @@ def test_carries_that_no_longer_fit_start_afresh_and_the_log_says_so(
 def test_a_second_process_is_kept_out(straight: Callable[..., Any], ranks: Ranks, tmp_path: Path) -> None:
     config, run = straight()
     code = (
-        "import sys, time; from pathlib import Path; from utils.run_folder import lock_folder;"
+        "import sys, time; from pathlib import Path; from utils.run_lock import lock_folder;"
         f"lock_folder(Path({str(run)!r})); print('locked', flush=True); time.sleep(60)"
     )
     environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin"}
@@ -305,6 +307,23 @@ def test_a_second_process_is_kept_out(straight: Callable[..., Any], ranks: Ranks
             fit(config, ranks)
         other.kill()
     fit(config, ranks)
+
+
+def test_a_first_start_has_its_folder_from_the_moment_it_looks(
+    shrunk_config: Config, store: PuzzleStore, tmp_path: Path
+) -> None:
+    """Not only from the moment at which it makes one: another may have done so meanwhile."""
+    config = shrunk_config("+run_name=run")
+    assert claim_run_folder(config, store.metadata) is None
+    run = run_folder(config)
+    code = f"from pathlib import Path; from utils.run_lock import lock_folder; lock_folder(Path('{run}'))"
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin"}
+    other = [sys.executable, "-c", code]
+    done = subprocess.run(other, env=environment, capture_output=True, text=True, check=False)
+    assert f"process {os.getpid()} on " in done.stderr
+    unlock_folder(run)
+    assert not list(tmp_path.iterdir())
+    subprocess.run(other, env=environment, check=True)
 
 
 def test_the_oldest_checkpoints_make_room_but_the_best_stays(shrunk_config: Config, ranks: Ranks) -> None:

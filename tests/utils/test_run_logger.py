@@ -63,7 +63,6 @@ def test_the_log_of_a_job_runner_stays_when_a_run_starts_anew(shrunk_config: Con
     config = shrunk_config("+run_name=run")
     folder = run_folder(config)
     folder.mkdir(parents=True)
-    (folder / "run.lock").touch()
     if has_run:
         (folder / "metrics.jsonl").write_text('{"step": 1}\n')
     with (folder / "job.log").open("a") as log:
