@@ -22,8 +22,11 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from checkpoints.pickles import program_of, strings_of
 from dataset.trained_on import TrainedOn
 from utils.files import sha256_of, sha256_of_json
+from utils.path_kinds import CHECKPOINT, DATA_SET, LIGHTNING_LOG, RUN, RUN_CHECKPOINTS, kind_of
+from utils.run_status import read_status
 
 log = logging.getLogger(__name__)
 CHECKPOINT_FORMAT = 1
@@ -141,7 +144,12 @@ def newest_good(folder: Path) -> tuple[Checkpoint, list[CheckpointError]]:
         except CheckpointError as error:
             faults.append(error)
     if not faults:
-        raise CheckpointError(f"{folder.parent}: the run has no checkpoint")
+        status = read_status(folder.parent)
+        state = f" (its status: {status['state']} at step {status.get('step')})" if "state" in status else ""
+        raise CheckpointError(
+            f"{folder.parent}: {RUN} without a checkpoint{state}; a run saves one at evaluations, by "
+            "checkpoint_interval and checkpoint_minutes, and when it is asked to stop"
+        )
     raise CheckpointError(
         f"{folder.parent}: every checkpoint is damaged: {'; '.join(map(str, faults))}. resume=never starts anew"
     )
@@ -158,12 +166,32 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: missing, incomplete or damaged.
     """
     path = Path(path)
-    if not (path / "checkpoints").is_dir():
+    kind = kind_of(path)
+    if kind != RUN and (kind == LIGHTNING_LOG or not (path / "checkpoints").is_dir()):
+        _refuse_other_kinds(path, kind)
         return verified_checkpoint(path)
     checkpoint, faults = newest_good(path / "checkpoints")
     for fault in faults:
         log.warning("%s; taking %s instead", fault, checkpoint.path)
     return checkpoint
+
+
+def _refuse_other_kinds(path: Path, kind: str) -> None:
+    """Raises a CheckpointError that says what stands there, where nothing of a checkpoint does."""
+    if kind == CHECKPOINT or (path / "trained_on.json").exists():
+        return
+    right = "expected a run folder (runs/PROJECT/RUN) or a checkpoint of one (RUN/checkpoints/step_...)"
+    if kind == RUN_CHECKPOINTS:
+        right = f"name the run, {path.parent}, or one of its checkpoints"
+    elif kind == DATA_SET:
+        right += "; a data set is named by data_paths, to evaluate.py by --data-paths"
+    elif kind.startswith(f"a file of {CHECKPOINT}"):
+        right = "name that folder"
+    elif path.is_file():
+        program = program_of(strings_of(path))
+        kind += f" of {program}" if program else ""
+        right += "; weights alone are read by load_pretrained_decoder=FILE and by python -m checkpoints inspect FILE"
+    raise CheckpointError(f"{path}: {kind}; {right}")
 
 
 def load_matching(module: nn.Module, state: dict[str, Tensor], source: str) -> None:

@@ -151,13 +151,13 @@ def read_weights(path: str | Path, *, ema: bool = True) -> Weights:
     Raises:
         CheckpointError: missing, damaged, of no known layout, or with an unreadable config beside it.
     """
-    path = Path(path)
+    path, inside = Path(path), ""
     if path.is_dir():
         checkpoint = open_checkpoint(path)
         path, config, config_file = checkpoint.path, checkpoint.config, checkpoint.path / "config.yaml"
         step, trained_on, state = checkpoint.step, checkpoint.trained_on, checkpoint.model_state(ema=ema)
     else:
-        state = read_state_dict(path)
+        state, inside = read_state_dict(path)
         in_checkpoint = path.with_name(MANIFEST_FILE).exists()
         named = re.search(r"step_(\d+)", path.name)
         step = open_checkpoint(path.parent).step if in_checkpoint else int(named.group(1)) if named else None
@@ -169,6 +169,7 @@ def read_weights(path: str | Path, *, ema: bool = True) -> Weights:
     arch = config.get("arch", config)
     told = told_sizes(arch, measured_sizes(decoder).get("hidden_size"), config_file or path)
     layout = _layout(arch, is_folder=path.is_dir(), has_encoder=bool(encoder))
+    layout += f", {inside}" if inside else ""
     return Weights(path, layout, decoder, puzzle_embeddings, encoder, config, arch, told, trained_on, step)
 
 

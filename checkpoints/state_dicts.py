@@ -5,9 +5,8 @@ have the same names under `inner.`, the encoder's under `encoder.`.
 """
 
 import pickle
-import pickletools
 import warnings
-import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from checkpoints.checkpoint import CheckpointError
+from checkpoints.pickles import HRM, HUGGING_FACE, LIGHTNING, has_foreign_objects, program_of, strings_of
+from utils.path_kinds import kind_of
 
 DECODER, PUZZLE_EMBEDDINGS, ENCODER = "inner.", "inner.puzzle_emb.", "encoder."
 WRAPPERS = ("model", "module")
@@ -29,6 +30,19 @@ MIXER_NAMES = ("mlp_t.gate_up_proj.weight", "mlp_t.down_proj.weight")
 
 State = dict[str, Tensor]
 
+# Where training programs keep the model's state dict in their checkpoints.
+NESTED = ("state_dict", "model_state_dict", "model")
+OTHER_FORMATS = {
+    ".gguf": "a file of llama.cpp",
+    ".h5": "an HDF5 file",
+    ".json": "a JSON file",
+    ".keras": "a Keras model",
+    ".msgpack": "weights of Flax",
+    ".npz": "arrays of numpy",
+    ".onnx": "an ONNX graph",
+    ".yaml": "a YAML file",
+}
+
 
 def plain_name(key: str) -> str:
     """A key without the prefixes that compiling and wrapping leave behind."""
@@ -36,32 +50,6 @@ def plain_name(key: str) -> str:
     while parts and parts[0] in WRAPPERS:
         parts.pop(0)
     return ".".join(parts)
-
-
-def _foreign_objects(path: Path) -> bool:
-    """Whether a file is a whole pickle that names classes or functions other than those of tensors; runs nothing."""
-    names: list[str] = []
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                record = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-                names = _globals_of(archive.open(record))
-        else:
-            with path.open("rb") as file:
-                while True:  # an older torch.save is several pickles, then raw bytes, which end this
-                    names += _globals_of(file)
-    except (ValueError, OSError, StopIteration, EOFError, zipfile.BadZipFile):
-        pass
-    return any(not name.startswith(("torch ", "torch._utils ", "collections ")) for name in names)
-
-
-def _globals_of(stream: Any) -> list[str]:
-    """The globals of the next pickle, `module name`; protocol 4 tells them by the stack, which gives an empty name."""
-    found = []
-    for opcode, argument, _ in pickletools.genops(stream):
-        if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
-            found.append(argument or "")
-    return found
 
 
 def _unpickle(path: Path) -> Any:
@@ -72,36 +60,83 @@ def _unpickle(path: Path) -> Any:
         return torch.load(path, weights_only=True, map_location="cpu", mmap=is_zip)
 
 
-def read_state_dict(path: Path) -> State:
-    """The tensors of a `.safetensors` file or a `torch.save`, under the names they have there.
+def read_state_dict(path: Path) -> tuple[State, str]:
+    """The tensors of a `.safetensors` file or a `torch.save`, under the names they have there, and in which of its
+    entries they were found (`` where they are the file's own).
 
     Raises:
-        CheckpointError: missing, damaged, not a dict of tensors, or a pickle of anything else than tensors.
+        CheckpointError: missing, damaged, not a dict of tensors, a pickle of anything else than tensors, or weights of
+            a known program that do not fit this one.
     """
     try:
         state = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file or folder") from error
+        raise CheckpointError(f"{path}: {kind_of(path)}") from error
     except Exception as error:  # a damaged file can raise anything
-        if not isinstance(error, pickle.UnpicklingError):
-            detail = str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__
-        elif not _foreign_objects(path):
-            detail = "not a torch.save of tensors"
-        else:
-            raise CheckpointError(
-                f"{path}: it holds code or objects that are not tensors: refused, and nothing of it was run; "
-                "a state dict is a torch.save of names and tensors alone"
-            ) from error
-        detail = detail if path.stat().st_size else "the file is empty"
-        raise CheckpointError(f"{path}: damaged, truncated, or no state dict ({detail})") from error
+        raise CheckpointError(f"{path}: {_unreadable(path, error)}") from error
     if not isinstance(state, dict) or not state:
         what = "an empty dict" if isinstance(state, dict) else f"a {type(state).__name__}"
         raise CheckpointError(f"{path}: it holds {what} instead of a dict of names and tensors")
+    state, inside = _unwrapped(state, path)
     faults = [f"{key!r} is a {type(value).__name__}" for key, value in state.items() if not isinstance(value, Tensor)]
     faults += [f"the key {key!r} is not a name" for key in state if not isinstance(key, str)]
     if faults:
-        raise CheckpointError(f"{path}: not a state dict of names and tensors: {_some(faults)}")
-    return {key: value.detach() for key, value in state.items()}
+        where = f"{inside}: " if inside else ""
+        raise CheckpointError(f"{path}: not a state dict of names and tensors: {where}{_some(faults)}")
+    refuse_foreign(state, path)
+    return {key: value.detach() for key, value in state.items()}, inside
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    """Why a file cannot be read as tensors, and by which program it was written, where that can be told."""
+    if isinstance(error, pickle.UnpicklingError) and has_foreign_objects(path):
+        program = program_of(strings_of(path))
+        origin = f"a file of {program}: " if program else ""
+        return (
+            f"{origin}it holds code or objects that are not tensors: refused, and nothing of it was run; "
+            "a state dict is a torch.save of names and tensors alone"
+        )
+    if path.suffix in OTHER_FORMATS:
+        return f"{OTHER_FORMATS[path.suffix]}, no state dict (a torch.save or .safetensors of names and tensors)"
+    if "TorchScript" in str(error):
+        return "a TorchScript program, no state dict: save the state_dict() of its model"
+    detail = "not a torch.save of tensors"
+    if not isinstance(error, pickle.UnpicklingError):
+        detail = str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__
+    return f"damaged, truncated, or no state dict ({detail if path.stat().st_size else 'the file is empty'})"
+
+
+def _unwrapped(state: dict[Any, Any], path: Path) -> tuple[dict[Any, Any], str]:
+    """The one state dict that a training program's checkpoint holds, and the words for where it was."""
+    if "param_groups" in state:
+        raise CheckpointError(f"{path}: the state of an optimizer, not the weights of a model")
+    found = [key for key in NESTED if isinstance(state.get(key), dict) and _has_tensors(state[key])]
+    if not found:
+        return state, ""
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{path}: it holds several state dicts, {' and '.join(found)}: save one of them by itself"
+        )
+    program = f"a {LIGHTNING} checkpoint" if program_of(state) == LIGHTNING else "a checkpoint"
+    left_out = [str(key) for key in state if key != found[0]]
+    beside = f" beside {_some(left_out)}" if left_out else ""
+    return state[found[0]], f"in '{found[0]}' of {program}{beside}"
+
+
+def _has_tensors(values: dict[Any, Any]) -> bool:
+    return any(isinstance(value, Tensor) for value in values.values())
+
+
+def refuse_foreign(names: Iterable[str], path: Path) -> None:
+    """Raises a CheckpointError where the names are those of another program's model."""
+    remedies = {
+        HRM: "the weights of an HRM, whose H_level and L_level are two networks: TRM's decoder here has one, L_level",
+        HUGGING_FACE: "the weights of a transformer of Hugging Face's layout, not TRM's: a TRM hybrid reads its folder "
+        "by text_model=",
+    }
+    program = program_of(list(names))
+    if program in remedies:
+        raise CheckpointError(f"{path}: {remedies[program]}")
 
 
 def _some(faults: list[str]) -> str:

@@ -25,6 +25,7 @@ from safetensors.numpy import load_file, save_file
 from dataset.augment import augmented_name
 from dataset.grids import SEQ_LEN, VOCAB_SIZE, Grid
 from utils.files import sha256_of
+from utils.path_kinds import TRAINED, kind_of
 
 FORMAT_VERSION = 1
 METADATA_FILE = "metadata.json"
@@ -219,7 +220,9 @@ def load_store(folder: str | Path) -> PuzzleStore:
     rebuild = f"build it with: python -m dataset.build_arc_dataset --output-dir {folder} ..."
     path = folder / METADATA_FILE
     if not path.exists():
-        raise DatasetError(f"{folder}: no data set there ({_absence(folder)}); {rebuild}")
+        kind = kind_of(folder)
+        missing = f" without {METADATA_FILE}" if folder.is_dir() and kind not in TRAINED else ""
+        raise DatasetError(f"{folder}: no data set there ({kind}{missing}); {_remedy(folder, kind)}")
     try:
         raw = json.loads(path.read_text())
         version = raw.get("format_version") if isinstance(raw, dict) else None
@@ -243,15 +246,18 @@ def load_store(folder: str | Path) -> PuzzleStore:
         raise DatasetError(f"{folder}: damaged or incomplete data set ({error}); {rebuild}") from error
 
 
-def _absence(folder: Path) -> str:
-    """What stands in the place of a data set."""
+def _remedy(folder: Path, kind: str) -> str:
+    """What to write, where something else stands in the place of a data set."""
+    rebuild = f"build it with: python -m dataset.build_arc_dataset --output-dir {folder} ..."
+    if kind in TRAINED:
+        return "data_paths names a folder that dataset.build_arc_dataset wrote"
+    if kind.endswith(f"a data set, {folder.parent}"):
+        return "name that folder"
     if folder.is_file():
-        return f"it is a file; a data set is a folder, built from task files by --source SUBSET={folder}"
-    if not folder.is_dir():
-        return "no such folder" + ("" if folder.is_absolute() else f" in {Path.cwd()}")
-    if any(folder.rglob("*.json")):
-        return f"{METADATA_FILE} is missing; a folder of task files is built into one by --source SUBSET={folder}"
-    return f"{METADATA_FILE} is missing"
+        return "a data set is a folder, built from a file of tasks by --source SUBSET=FILE"
+    if folder.is_dir() and any(folder.rglob("*.json")):
+        return f"task files are built into one by --source SUBSET={folder}; {rebuild}"
+    return rebuild
 
 
 def _starts(parts: list[np.ndarray]) -> np.ndarray:

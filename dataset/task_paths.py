@@ -1,12 +1,12 @@
 """From what a user names to files: folders, glob patterns, standard input, and names that were nearly right."""
 
-import difflib
 import glob
 import os
 from pathlib import Path
 
 from dataset.arc_tasks import TaskError
 from dataset.json_files import STDIN
+from utils.path_kinds import DATA_SET, TRAINED, kind_of, near_names
 
 PACKED = ".gz"
 SUFFIXES = (".json", ".jsonl", ".ndjson")  # what is looked for in a folder; a file that is named may have any
@@ -39,10 +39,13 @@ def json_files(folder: Path) -> list[Path]:
     """All JSON files under a folder, hidden ones apart, by path.
 
     Raises:
-        TaskError: there is none, or it is a data set that was built.
+        TaskError: there is none, or it is a data set that was built, or of a training.
     """
-    if (folder / "metadata.json").exists() and (folder / "data.safetensors").exists():
+    kind = kind_of(folder)
+    if kind == DATA_SET:
         raise TaskError(f"{folder}: a data set that dataset.build_arc_dataset wrote, not a folder of task files")
+    if kind in TRAINED:
+        raise TaskError(f"{folder}: {kind}, not a folder of task files (a model is named by --checkpoint)")
     files = []
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -69,20 +72,3 @@ def solutions_beside(path: Path) -> Path | None:
         return None
     beside = path.with_name(head + SOLUTIONS + tail)
     return next((file for file in (beside, beside.with_name(beside.name + PACKED)) if os.path.lexists(file)), None)
-
-
-def names_in(folder: Path) -> list[str]:
-    """What is in a folder; nothing where that cannot be said."""
-    try:
-        return sorted(os.listdir(folder))
-    except (OSError, ValueError):
-        return []
-
-
-def near_names(path: Path) -> str:
-    """For a message: what stands nearby under a similar name, or which folder on the way is missing."""
-    close = difflib.get_close_matches(path.name, names_in(path.parent), n=3, cutoff=0.75)
-    if close:
-        return f"; near it: {', '.join(str(path.with_name(name)) for name in close)}"
-    missing = next((parent for parent in reversed(path.parents) if not os.path.isdir(parent)), None)
-    return f"; there is no folder {missing}" if missing else f" (looked in {path.parent.absolute()})"

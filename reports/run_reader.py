@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from utils.path_kinds import kind_of
 from utils.run_folder import METRICS_FILE, read_lines
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def load_run(folder: Path, keys: Collection[str] | None = None, *, may_be_empty:
     path = folder / METRICS_FILE
     for needed in (folder / "config.yaml", *(() if may_be_empty else (path,))):
         if not needed.is_file():
-            raise ValueError(f"{folder}: not a run folder ({needed.name} is missing)")
+            raise ValueError(f"{folder}: not a run folder ({needed.name} is missing), but {kind_of(folder)}")
     config = _read_config(folder / "config.yaml")
     rows = [{**_numbers(row, keys), "step": row["step"]} for _, row in read_lines(path)] if path.exists() else []
     if not rows and not may_be_empty:

@@ -23,6 +23,7 @@ from typing import Any, TextIO
 from reports.wandb_process import command, environment, wandb_mode
 from reports.wandb_variables import ID_FILE, directory, group_of, keep_directory, name_of, notices, project_of
 from utils.files import write_file
+from utils.path_kinds import kind_of
 from utils.run_folder import read_config
 
 log = logging.getLogger(__name__)
@@ -234,7 +235,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if not (arguments.run / "config.yaml").exists():
-        parser.exit(2, f"error: {arguments.run}: not a run folder (config.yaml is missing)\n")
+        kind = kind_of(arguments.run)
+        parser.exit(2, f"error: {arguments.run}: not a run folder (config.yaml is missing), but {kind}\n")
     if wandb_mode() == "disabled":
         parser.exit(2, "error: WANDB_MODE=disabled: nothing would be sent; WANDB_MODE=offline writes for wandb sync\n")
     for text in () if arguments.follow else notices(arguments.run, read_config(arguments.run)):

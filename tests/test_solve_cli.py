@@ -194,7 +194,7 @@ def text(content: str) -> Callable[[Path], Any]:
             ["task.json", "--output-dir", "o"],
             ["o/solve.html"],
         ),
-        (None, ["task.json"], ["nowhere", "manifest.json"]),
+        (None, ["task.json"], ["nowhere", "no such file or folder", "runs/PROJECT/RUN"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from typing import NoReturn
 
 from evaluators.arc import QueryResult
@@ -53,11 +52,16 @@ def save_and_stop(trainer: Trainer) -> NoReturn:
 
 
 def evaluate_and_save(trainer: Trainer) -> dict[str, float]:
-    """One evaluation with everything that is written at it.
+    """One evaluation with everything that is written at it, beside the window of the log.
 
     Raises:
         Preempted: a signal came meanwhile; the evaluation is made when the run goes on.
     """
+    with trainer.window.paused():
+        return _evaluate_and_save(trainer)
+
+
+def _evaluate_and_save(trainer: Trainer) -> dict[str, float]:
     config, logger, progress = trainer.config, trainer.logger, trainer.progress
     is_last = trainer.step == trainer.total_steps
     metrics: dict[str, float] = {}
@@ -87,7 +91,6 @@ def evaluate_and_save(trainer: Trainer) -> dict[str, float]:
     if config.checkpoint_every_eval or is_last or is_best or saves_by_the_clock(trainer):
         trainer.save_checkpoint()
     logger.evaluated(is_last=is_last)
-    trainer.window.began = time.perf_counter()
     return metrics
 
 

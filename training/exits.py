@@ -1,8 +1,6 @@
 """How a training process ends: exit status and one line for what can be foreseen, a traceback for the rest."""
 
 import logging
-import os
-import sys
 from typing import NoReturn
 
 from checkpoints.checkpoint import CheckpointError
@@ -15,6 +13,7 @@ from utils.distributed import SAID_BY_FIRST_RANK
 from utils.faults import of_machine
 from utils.launch import is_one_of_several, rank_of_environment
 from utils.run_status import EXIT_STATUS, USER_ERROR
+from utils.together import end_process, leave
 
 log = logging.getLogger(__name__)
 USER_FAULTS = (ConfigError, DatasetError, CheckpointError)
@@ -42,23 +41,4 @@ def leave_as_one(status: int, error: Exception) -> NoReturn:
     """End the process for an error that every rank has; rank 0 says it."""
     if rank_of_environment():
         error.add_note(SAID_BY_FIRST_RANK)
-    leave(status, error)
-
-
-def leave(status: int, error: Exception) -> NoReturn:
-    """End the process with one line that says why, unless rank 0 says it."""
-    rank = rank_of_environment()
-    if SAID_BY_FIRST_RANK not in getattr(error, "__notes__", ()):
-        word = "stopped" if isinstance(error, Preempted) else "error"
-        sys.stderr.write(f"{f'rank {rank}: ' if rank else ''}{word}: {error}\n")
-    end_process(status)
-
-
-def end_process(status: int) -> NoReturn:
-    """Exit; as one of several ranks without waiting for a process group that a rank has left."""
-    if is_one_of_several():
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
+    leave(status, error, "stopped" if isinstance(error, Preempted) else "error")

@@ -24,6 +24,7 @@ from learning.guards import NonFiniteError, TrainingError
 from training.events import Preempted, evaluate_and_save, log_window, save_and_stop, saves_by_the_clock
 from training.exits import leave_as_one, leave_for
 from training.memory import memory_of_start, memory_of_step
+from training.metric_window import ends_window
 from training.metrics import SHOWN_QUERIES, step_metrics, summary
 from training.setup import create_trainer
 from training.trainer import Trainer
@@ -85,7 +86,7 @@ def fit(
             bar.update()
             is_last = trainer.step == trainer.total_steps
             evaluates = is_last or trainer.epoch // config.eval_interval > epoch_before // config.eval_interval
-            if trainer.step % config.log_interval == 0 or evaluates:
+            if ends_window(trainer.step, trainer.total_steps, config.log_interval):
                 last |= log_window(trainer, step_metrics(trainer, sums, outputs, base_lr))
                 status.write("running", trainer.step, last)
                 show(bar, last)

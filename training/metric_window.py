@@ -1,6 +1,8 @@
 """Sums of training metrics between two lines of the log; a checkpoint keeps them."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +12,12 @@ from utils import distributed
 from utils.distributed import Ranks
 
 
+def ends_window(step: int, total_steps: int, interval: int) -> bool:
+    """Whether a line of the log is due: every `interval` steps, whatever else happens between them. The last window
+    takes in what is left to the end of the run, so that no window is shorter than `interval` where the run is not."""
+    return step == total_steps or (step % interval == 0 and total_steps - step >= interval)
+
+
 class MetricWindow:
     """Sums since the last log, kept on the device until they are read."""
 
@@ -17,6 +25,7 @@ class MetricWindow:
         self.sums: dict[str, Tensor] = {}
         self.steps = 0
         self.began = time.perf_counter()
+        self.paused_at: float | None = None
 
     def add(self, sums: dict[str, Tensor]) -> None:
         """Add a step's sums over this rank's samples."""
@@ -26,9 +35,24 @@ class MetricWindow:
                 self.sums[key] = self.sums[key] + value if key in self.sums else value
         self.steps += 1
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time inside the block is not the window's, also in a checkpoint that is written there."""
+        self.paused_at = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.began += time.perf_counter() - self.paused_at
+            self.paused_at = None
+
+    @property
+    def seconds(self) -> float:
+        """How long the window has taken so far."""
+        return (time.perf_counter() if self.paused_at is None else self.paused_at) - self.began
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that a resumed run logs the same lines."""
-        return {"sums": self.sums, "steps": self.steps, "seconds": time.perf_counter() - self.began}
+        return {"sums": self.sums, "steps": self.steps, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Go on with the sums of `state_dict`."""
@@ -52,7 +76,7 @@ class MetricWindow:
                 for key in ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps"):
                     metrics[f"train/{prefix}{key}"] = sums[prefix + key] / count
         metrics["train/halted_per_step"] = sums["count"] / self.steps
-        metrics["train/samples_per_second"] = samples / (time.perf_counter() - self.began)
+        metrics["train/samples_per_second"] = samples / self.seconds
         return metrics
 
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -123,14 +123,21 @@ def _watch_for_failure() -> None:
         os._exit(1)
 
 
-def announce_failure(reason: str, ranks: Ranks) -> None:
-    """Tell the other ranks that this one ends, so that they end within seconds and not at a collective's timeout."""
+def announce_failure(reason: str, ranks: Ranks) -> bool:
+    """Tell the other ranks that this one ends, so that they end within seconds and not at a collective's timeout.
+
+    Returns:
+        Whether it is news: no other rank has announced the same before.
+    """
     _leaving.set()
     if ranks.world_size > 1:
         try:
-            _failure_store().set("reason", f"rank {ranks.rank}: {reason}")
+            mine = f"rank {ranks.rank}: {reason}"
+            found = _failure_store().compare_set("reason", "", mine).decode()
+            return found == mine or found.partition(": ")[2] != reason
         except RuntimeError as error:
             log.warning("the other ranks could not be told (%s); they end at their next collective", error)
+    return True
 
 
 def sum_over_ranks(tensors: list[Tensor], ranks: Ranks) -> None:
@@ -236,3 +243,18 @@ def raise_together(error: Exception | None, ranks: Ranks) -> None:
         if not ranks.is_first:
             found.add_note(SAID_BY_FIRST_RANK)
         raise type(found)(f"rank {rank}: {found}") if rank else found
+
+
+def together(make: Callable[[], T], ranks: Ranks) -> T:
+    """What `make()` returns on this rank, as soon as it has returned on all of them; ranks do not meet inside it.
+
+    Raises:
+        ValueError, RuntimeError, OSError: what `make` raises on the first rank where it does, on every rank.
+    """
+    value, fault = None, None
+    try:
+        value = make()
+    except (ValueError, RuntimeError, OSError) as error:
+        fault = error
+    raise_together(fault, ranks)
+    return cast(T, value)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from utils.files import read_json, write_json
+from utils.path_kinds import kind_of
 
 log = logging.getLogger(__name__)
 State = Literal["running", "done", "preempted", "failed", "non-finite"]
@@ -78,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     status = read_status(folder)
     state = str(status.get("state"))
     if state not in EXIT_STATUS:
-        parser.exit(USER_ERROR, f"error: {folder / STATUS_FILE} is missing or not a run's status\n")
+        what = f"{folder / STATUS_FILE} is missing or not a run's status; {folder} is {kind_of(folder)}"
+        parser.exit(USER_ERROR, f"error: {what}\n")
     reason = f": {status['reason']}" if status.get("reason") else ""
     sys.stdout.write(f"{state} at step {status.get('step')} of {status.get('total_steps')}{reason}\n")
     parser.exit(EXIT_STATUS[state])

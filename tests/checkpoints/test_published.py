@@ -318,7 +318,7 @@ def test_a_path_that_holds_no_weights_is_named(make_model: Callable, tmp_path: P
     (tmp_path / "folder").mkdir()
     model, arch = make_model()
     message = refusal(model.inner, tmp_path / path, arch)
-    assert ("not a complete checkpoint" if path == "folder" else "no such file or folder") in message
+    assert ("an empty folder; expected a run folder" if path == "folder" else "no such file or folder") in message
 
 
 CONFIGS = {

@@ -432,7 +432,7 @@ def test_metadata_with_wrong_fields_is_a_dataset_error(built: Path, change: dict
 
 def test_a_folder_without_metadata_is_no_data_set(built: Path, tmp_path: Path) -> None:
     (built / "metadata.json").unlink()
-    for folder in (built, tmp_path / "nowhere", built / "data.safetensors"):
+    for folder in (built, tmp_path / "nowhere"):
         with pytest.raises(DatasetError, match=r"no data set there .*build it with: python -m dataset"):
             load_store(folder)
 
@@ -441,9 +441,9 @@ def test_what_stands_in_the_place_of_a_data_set_is_named(tmp_path: Path) -> None
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks/a.json").write_text("{}")
     for path, words in (
-        ("tasks/a.json", r"it is a file; .* --source SUBSET=tasks/a\.json"),
-        ("tasks", r"task files is built into one by --source SUBSET=tasks"),
-        ("none", rf"no such folder in {tmp_path}"),
+        ("tasks/a.json", r"\(a file\); .* --source SUBSET=FILE"),
+        ("tasks", r"task files are built into one by --source SUBSET=tasks"),
+        ("none", rf"no such file or folder \(looked in {tmp_path}\)"),
     ):
         with pytest.raises(DatasetError, match=rf"{path}: no data set there .*{words}"):
             load_store(path)
