@@ -29,6 +29,10 @@ data/arc1-small/metadata.json: $(VENV)/.installed
 	$(PY) -m dataset.build_arc_dataset --output-dir data/arc1-small --subsets training evaluation \
 		--test-set-name evaluation --num-aug 0 --max-side 10 --seed 42
 
+data/known_rules/metadata.json: $(VENV)/.installed
+	$(PY) -m dataset.build_known_rules --output-dir data/known_rules --sides 3 6 --colors 9 \
+		--train 300 --held-out 600 --seed 0
+
 demo: $(VENV)/.installed data/arc1-demo/metadata.json
 	$(PY) pretrain_etrm.py --config-name cfg_demo
 

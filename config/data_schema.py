@@ -6,8 +6,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from config.arch_schema import Condition, Positive, Probability, Section
-from dataset.known_rules.curriculum import Stage
-from dataset.known_rules.family import TaskSettings
+from dataset.known_rules.family import RuleError, Stage, TaskSettings
 from dataset.known_rules.generator import check_settings
 
 # By the name of the arch; every other arch reads demonstrations.
@@ -80,8 +79,11 @@ class KnownRulesData(DataConfig):
 
     @model_validator(mode="after")
     def _has_rules(self) -> "KnownRulesData":
-        for stage in self.curriculum_stages():
-            check_settings(stage.settings, "train")
+        for index, stage in enumerate(self.curriculum_stages()):
+            try:
+                check_settings(stage.settings, "train")
+            except RuleError as error:
+                raise ValueError(f"data{f'.stages.{index}' if self.stages else ''}: {error}") from error
         return self
 
     def curriculum_stages(self) -> tuple[Stage, ...]:

@@ -81,7 +81,10 @@ def shrunk_config(dataset_folder: Path) -> Callable[..., TrainConfig]:
 
     @functools.cache
     def load(*overrides: str, config_name: str = "cfg_pretrain_etrm_arc_agi_1") -> TrainConfig:
-        return load_config(config_name, [*SHRUNK, f"data_paths=[{dataset_folder}]", *overrides])
+        shrunk = [*SHRUNK, f"data_paths=[{dataset_folder}]", *overrides]
+        if "data=known_rules" in overrides:  # which has a number of batches instead
+            shrunk = [override for override in shrunk if not override.startswith("epochs=")]
+        return load_config(config_name, shrunk)
 
     return load
 

@@ -2,29 +2,15 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.known_rules.family import TaskSettings
+from dataset.known_rules.family import Stage, TaskSettings
 from utils import distributed
 from utils.distributed import Ranks
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Tasks of one difficulty.
-
-    threshold: the share of exactly right answers with which the stage is left.
-    max_batches: after so many batches it is left in any case; None waits for the threshold.
-    """
-
-    settings: TaskSettings
-    threshold: float = 1.0
-    max_batches: int | None = None
 
 
 class Curriculum:

@@ -217,6 +217,7 @@ def composed(name: str) -> dict[str, Any]:
     return dump_config(load_config(name))
 
 
+NAMES_ITS_SOURCE = ["cfg_known_rules"]
 HYBRIDS = [name for name in config_names() if "trm_hybrid" in name]
 
 
@@ -330,7 +331,11 @@ def test_a_shorthand_of_another_system_is_an_unknown_key(override: str) -> None:
     assert f"unknown key '{override.lstrip('+').split('=')[0]}'" in refusal(override)
 
 
-@pytest.mark.parametrize("name", config_names())
+def test_a_config_may_name_its_source() -> None:
+    assert [load_config(name).data.name for name in NAMES_ITS_SOURCE] == ["known_rules"]
+
+
+@pytest.mark.parametrize("name", [name for name in config_names() if name not in NAMES_ITS_SOURCE])
 def test_the_source_of_batches_is_the_one_that_the_arch_reads(name: str) -> None:
     config = load_config(name)
     source = "puzzle_id" if "trm@TRM" in config.arch.name and "etrm" not in config.arch.name else "fewshot"
@@ -340,7 +345,7 @@ def test_the_source_of_batches_is_the_one_that_the_arch_reads(name: str) -> None
 
 
 @pytest.mark.parametrize("written", [None, {}, {"name": "auto"}], ids=str)
-@pytest.mark.parametrize("name", config_names())
+@pytest.mark.parametrize("name", [name for name in config_names() if name not in NAMES_ITS_SOURCE])
 def test_a_config_that_names_no_source_takes_the_default(name: str, written: dict[str, str] | None) -> None:
     """So that configs of runs from before there were sources can be read."""
     config = load_config(name)

@@ -46,6 +46,14 @@ HYBRID = Case(
     config_name="cfg_pretrain_trm_hybrid",
     given=("arch.text_model={llama}", "arch.text_cache={latents}", "arch.max_text_tokens=400"),
 )
+RULES = Case(
+    (),
+    "losses",
+    keeps=("parameters",),
+    given=("data=known_rules", "data.num_batches=4", "data.families=[permutation]", "data.sides=[2,3]"),
+)
+# Stages are followed in a whole run alone.
+TWO_STAGES = (*RULES.given, "data.stages=[{{threshold:0}},{{families:[swap]}}]", "data.measure_steps=2")
 # `{other_data}`, `{eager_decoder}`, `{llama}` and the like stand for paths.
 CASES = {
     "arch.hidden_size": Case(("32", "64"), "parameters"),
@@ -104,6 +112,19 @@ CASES = {
     "arch.latents": replace(HYBRID, values=("true", "shuffled", "zero"), keeps=("parameters",)),
     "arch.curriculum": replace(HYBRID, values=("none", "grid_size"), keeps=("parameters", "total_steps")),
     "arch.loss.include_eos": replace(HYBRID, values=("true", "false"), keeps=("parameters",)),
+    "data.num_batches": replace(RULES, values=("4", "6"), acts_on="total_steps", keeps=("losses", "weights")),
+    "data.epoch_batches": replace(
+        RULES, values=("1", "2"), acts_on="evaluated_at", keeps=TRAINING, given=(*RULES.given, "eval_interval=1")
+    ),
+    "data.families": replace(RULES, values=("[permutation]", "[swap]", "[tile]")),
+    "data.sides": replace(RULES, values=("[2,3]", "[3,4]")),
+    "data.colors": replace(RULES, values=("9", "4")),
+    "data.demos": replace(RULES, values=("[3,4]", "[1,2]")),
+    "data.distinct": replace(RULES, values=("false", "true")),
+    "data.translate": replace(RULES, values=("false", "true"), given=(*RULES.given, "arch.canvas=full")),
+    "data.stages": replace(RULES, values=("[]", "[{{families:[swap]}}]")),
+    "data.earlier_share": replace(RULES, values=("0", "1"), keeps=("parameters", "log_lines"), given=TWO_STAGES),
+    "data.measure_steps": replace(RULES, values=("2", "4"), keeps=("parameters", "log_lines"), given=TWO_STAGES),
     "data_paths": Case(("[{data}]", "[{other_data}]"), "losses"),
     "evaluators": Case(("[{{name: arc@ARC}}]", "[]"), "files", keeps=TRAINING),
     "global_batch_size": Case(("4", "2"), "losses"),
@@ -150,6 +171,10 @@ CASES = {
     "run_name": Case(("one", "two"), "folder", keeps=(*TRAINING, "submission", "files")),
 }
 TESTED_ELSEWHERE = {
+    **{
+        f"data.stages.{key}": "a stage of a list: test_known_rules_training.py"
+        for key in ("families", "sides", "colors", "distinct", "threshold", "max_batches")
+    },
     "data.name": "each arch reads one kind of source: test_sources.py",
     "data_workers": "test_batches_come_from_as_many_workers_as_asked_for, below",
     "compile": "tests/models/test_cuda_ready.py: it must not change a result",
