@@ -40,7 +40,7 @@ class InContextEncoder(DemoEncoder):
         self.coordinates = CellCoordinates(hidden) if config.context_coordinates else None
 
     def encode(self, demonstrations: Demonstrations) -> EncoderOutput:
-        """The context is as long as the batch's longest: reading that length is the one wait for the device."""
+        """The context is as long as the batch's longest, whatever the number of slots: memory follows real tokens."""
         index, mask = where_valid(self._shown(demonstrations))
         num_places = demonstrations.inputs[0].numel()
         role, place = index // num_places, index % num_places
@@ -102,8 +102,9 @@ def where_valid(
     valid: Bool[Tensor, "batch slots"],
 ) -> tuple[Int[Tensor, "batch longest"], Bool[Tensor, "batch longest"]]:
     """Each row's valid slots in their order, and which of them there are; the rest of a row is slot 0."""
-    count = valid.cumsum(1, dtype=torch.int32)
+    count = valid.cumsum(1)
     lengths = count[:, -1:]
-    number = torch.arange(1, int(lengths.max()) + 1, device=valid.device, dtype=torch.int32).expand(len(valid), -1)
+    is_used = torch.arange(valid.shape[1], device=valid.device) < lengths.max()
+    number = 1 + is_used.nonzero().squeeze(-1).expand(len(valid), -1)  # the one synchronisation
     there = number <= lengths
-    return torch.where(there, torch.searchsorted(count, number.contiguous()), 0), there
+    return torch.where(there, torch.searchsorted(count, number), 0), there
