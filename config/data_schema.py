@@ -2,7 +2,8 @@
 
 from typing import Any, ClassVar, Literal
 
-from config.arch_schema import Condition, Section
+from config.arch_schema import Condition
+from config.fields import Section
 
 # By the name of the arch; every other arch reads demonstrations.
 DEFAULT_SOURCES = {
