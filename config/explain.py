@@ -13,6 +13,7 @@ from config.suggestions import suggestion
 
 MANY = 4  # missing keys: then the file is not one of few changes
 NAMED_BY_USERS = ("project_name", "run_name")  # keys that stand in no config file that is shipped
+WHOLE = "a config file of few keys begins with 'defaults: [cfg_pretrain_etrm_arc_agi_1, _self_]'"
 NULL_WORDS = ("none", "nil", "~", "all", "")
 
 EXPECTED = {
@@ -44,17 +45,21 @@ EXPECTED = {
 def explain_validation(error: ValidationError, known: Keys) -> str:
     """A line for each fault."""
     faults = error.errors()
-    lines = [_fault(fault, known) for fault in faults]
-    if sum(fault["type"] == "missing" for fault in faults) >= MANY:
-        lines.append(
-            "a config file of few keys takes the others from a whole one: it begins with "
-            "'defaults: [cfg_pretrain_etrm_arc_agi_1, _self_]'"
-        )
-    return "\n".join(lines)
+    missing = [_key(fault) for fault in faults if fault["type"] == "missing"]
+    if len(missing) < MANY:
+        return "\n".join(_fault(fault, known) for fault in faults)
+    others = [_fault(fault, known) for fault in faults if fault["type"] != "missing"]
+    named = ", ".join(f"'{key}'" for key in missing[:MANY])
+    more = f" and {len(missing) - MANY} more" if len(missing) > MANY else ""
+    return "\n".join([*others, f"missing keys {named}{more}: {WHOLE}"])
+
+
+def _key(fault: ErrorDetails) -> str:
+    return ".".join(str(part) for part in fault["loc"] if "@" not in str(part))
 
 
 def _fault(fault: ErrorDetails, known: Keys) -> str:
-    key = ".".join(str(part) for part in fault["loc"] if "@" not in str(part))
+    key = _key(fault)
     if fault["type"] == "extra_forbidden":
         return _foreign(key, known)
     if fault["type"] == "union_tag_invalid":
@@ -89,6 +94,8 @@ def explain_hydra(
     if missing := re.search(rf"Could not find '({'|'.join(choices)})/(.+)'", message):
         group, name = missing.groups()
         return f"{group}={name} is not one of {', '.join(choices[group]())}"
+    if lost := re.search(r"In '([^']+)': Could not (?:load|find) '([^']+)'", message):
+        return f"the defaults of '{lost.group(1)}' name '{lost.group(2)}', of which there is no file"
     if there := re.search(r"An item is already at '([^']+)'", message):
         return f"'{there.group(1)}' stands in the config file already: write {there.group(1)}=... without '+'"
     found = re.search(r"Could not override '([^']+)'", message) or re.search(r"Key '([^']+)' is not in struct", message)

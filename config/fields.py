@@ -23,7 +23,7 @@ def _refuse_what_yaml_typed(value: Any) -> Any:
     if value is None or isinstance(value, str | list | tuple | dict):
         return value
     kind = {bool: "true or false", int: "a number", float: "a number"}.get(type(value), f"a {type(value).__name__}")
-    raise ValueError(f"expected text, but this is {kind} in YAML: write it in quotes, as in key: '{value}'")
+    raise ValueError(f"expected text, but this is {kind} in YAML: write it in quotes")
 
 
 def _plain_name(value: str) -> str:

@@ -1,15 +1,17 @@
 """The folders in which config files are looked for: one that the user names, then the one that is shipped."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
-from hydra import initialize_config_dir
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from config.explain import first_line, shown
+from config.keys import Keys
+from config.overrides import MAX_OVERRIDE_CHARS
+from config.typed_yaml import as_typed
 from utils.errors import ConfigError
 
 
@@ -52,11 +54,21 @@ def chosen_name(written: str, searched: Sequence[Path]) -> str:
     """
     name, names = written.removesuffix(".yaml"), run_configs(searched)
     if name not in names:
-        elsewhere = "; a file elsewhere is named by --config-dir DIR --config-name NAME" if "/" in written else ""
-        raise ConfigError(f"--config-name '{shown(written)}' is not one of {', '.join(names)}{elsewhere}")
-    if (path := searched[0] / f"{name}.yaml").exists() and len(searched) > 1:
-        _check(path, name)
+        raise ConfigError(f"--config-name '{shown(written)}' is not one of {', '.join(names)}{_elsewhere(name)}")
+    if _is_own(name, searched):
+        _check(searched[0] / f"{name}.yaml", name)
     return name
+
+
+def _elsewhere(name: str) -> str:
+    path = PurePath(name)
+    if path.name == name or len(name) > MAX_OVERRIDE_CHARS:
+        return ""
+    return f"; a file elsewhere is named by --config-dir {path.parent} --config-name {path.name}"
+
+
+def _is_own(name: str, searched: Sequence[Path]) -> bool:
+    return len(searched) > 1 and (searched[0] / f"{name}.yaml").exists()
 
 
 def _check(path: Path, name: str) -> None:
@@ -70,21 +82,31 @@ def _check(path: Path, name: str) -> None:
         raise ConfigError(f"{path}: a config file holds keys and values, such as lr: 0.001")
     if "hydra" in content:
         raise ConfigError(f"{path}: its 'hydra' section changes nothing here: a config file holds keys of the run")
-    if name in _defaults(content):
-        raise ConfigError(f"{path}: its defaults name {name}, which is this file itself: give it another name")
-
-
-def _defaults(content: dict[str, Any]) -> list[Any]:
     defaults = content.get("defaults")
-    return [entry for entry in defaults if isinstance(entry, str)] if isinstance(defaults, list) else []
+    if isinstance(defaults, list) and name in defaults:
+        raise ConfigError(f"{path}: its defaults name {name}, which is this file itself: give it another name")
+    if isinstance(defaults, list) and "_self_" not in defaults:
+        raise ConfigError(f"{path}: its defaults lack '_self_', last in the list, by which the file's own keys count")
 
 
-def composing_from(searched: Sequence[Path]) -> AbstractContextManager[Any]:
-    """Inside the block Hydra composes; `search_path` has to be among the overrides."""
-    return initialize_config_dir(version_base=None, config_dir=str(searched[0]))
+@dataclass(frozen=True)
+class Composing:
+    """How Hydra is told where to look.
+
+    folder: of the config that is composed.
+    overrides: come before the user's.
+    """
+
+    folder: Path
+    overrides: tuple[str, ...]
 
 
-def search_path(searched: Sequence[Path]) -> list[str]:
-    """The override that tells Hydra where else to look."""
-    others = ",".join(QuotedString(f"file://{folder}", Quote.single).with_quotes() for folder in searched[1:])
-    return [f"hydra.searchpath=[{others}]"] if others else []
+def composing(name: str, searched: Sequence[Path], known: Keys) -> Composing:
+    """Hydra finds a config in its first folder alone, and what the config's defaults name in all of them."""
+    if len(searched) == 1:
+        return Composing(searched[0], ())
+    own = _is_own(name, searched)
+    first, second = searched if own else reversed(searched)
+    path = QuotedString(f"file://{second}", Quote.single).with_quotes()
+    typed = as_typed(first / f"{name}.yaml", known) if own else ()
+    return Composing(first, (f"hydra.searchpath=[{path}]", *typed))

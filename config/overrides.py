@@ -91,10 +91,12 @@ def _parsed(text: str) -> Override:
 def _as_typed(text: str, known: Keys) -> str:
     """The override with quotes around the words of a key of text that Hydra would take for something else."""
     match = ASSIGNMENT.fullmatch(text)
-    if match is None or match.group(2) not in known.texts:
+    if match is None or match.group(2) not in known.texts | known.lists:
         return text
     prefix, key, value = match.groups()
     value = value.strip()
+    if key in known.lists and value.startswith("{"):
+        return f"{prefix}{key}=[{value}]"
     if key in known.lists and value.startswith("[") and (elements := _elements(value)) is not None:
         return f"{prefix}{key}=[{','.join(map(_word, elements))}]"
     return f"{prefix}{key}={_word(value)}"

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from hydra import compose
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -36,7 +36,7 @@ from config.fields import (
     Section,
     Text,
 )
-from config.folders import choices_of, chosen_name, composing_from, folders, run_configs, search_path
+from config.folders import choices_of, chosen_name, composing, folders, run_configs
 from config.keys import Keys, keys_of
 from config.overrides import MAX_OVERRIDE_CHARS, read_overrides, refuse_resolvers
 from config.shorthands import SHORTHANDS, explained, set_twice, without_shorthands
@@ -267,19 +267,21 @@ def _composed(
     name: str, overrides: Sequence[str], searched: Sequence[Path], choices: dict[str, Callable[[], list[str]]]
 ) -> Any:
     """The plain values of a config file with overrides, without shorthands."""
-    where = search_path(searched)
+    where = composing(name, searched, known_keys())
     try:
         GlobalHydra.instance().clear()
-        with composing_from(searched):
-            unresolved = compose(name, overrides=[*where, *overrides])
-            declared = compose(name, overrides=where) if SHORTHANDS.keys() & unresolved.keys() else unresolved
+        with initialize_config_dir(version_base=None, config_dir=str(where.folder)):
+            unresolved = compose(name, overrides=[*where.overrides, *overrides])
+            declared = (
+                compose(name, overrides=[*where.overrides]) if SHORTHANDS.keys() & unresolved.keys() else unresolved
+            )
         return _resolved(unresolved, declared)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain_hydra(error, overrides, known_keys(), choices)) from error
     except YAMLError as error:
         raise ConfigError(f"{name}: a config file is not YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
-        raise ConfigError(f"{name}: the overrides are nested too deeply") from error
+        raise ConfigError(f"{name}: its files name each other in a circle, or are nested too deeply") from error
 
 
 def _resolved(unresolved: DictConfig, declared: DictConfig) -> Any:

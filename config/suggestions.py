@@ -100,10 +100,8 @@ def meant(key: str, known: Sequence[str]) -> str | None:
         return key if key in known else MEANINGS[word]
     if word in last or word in ADVICE:
         return last.get(word)
-    for candidates, written in ((dict(zip(known, known, strict=True)), key), (last, word)):
-        if close := difflib.get_close_matches(written, list(candidates), n=1, cutoff=CUTOFF):
-            return candidates[close[0]]
-    return None
+    close = difflib.get_close_matches(word, list(last), n=1, cutoff=CUTOFF)
+    return last[close[0]] if close else None
 
 
 def suggestion(key: str, known: Sequence[str]) -> str:

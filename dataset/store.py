@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from dataset.augment import augmented_name
 from dataset.grids import SEQ_LEN, VOCAB_SIZE, Grid
+from dataset.whereabouts import build_command, elsewhere, looked_at
 from utils.files import sha256_of
 
 FORMAT_VERSION = 1
@@ -204,7 +205,7 @@ def load_store(folder: str | Path) -> PuzzleStore:
         DatasetError: missing, of another format, incomplete or damaged; the message says how to build it.
     """
     folder = Path(folder)
-    rebuild = f"build it with: python -m dataset.build_arc_dataset --output-dir {folder} ..."
+    rebuild = f"build it with: {build_command(folder)}"
     path = folder / METADATA_FILE
     if not path.exists():
         raise DatasetError(f"{folder}: no data set there ({_absence(folder)}); {rebuild}")
@@ -236,10 +237,10 @@ def _absence(folder: Path) -> str:
     if folder.is_file():
         return f"it is a file; a data set is a folder, built from task files by --source SUBSET={folder}"
     if not folder.is_dir():
-        return "no such folder" + ("" if folder.is_absolute() else f" in {Path.cwd()}")
+        return f"no such folder{looked_at(folder, METADATA_FILE)}"
     if any(folder.rglob("*.json")):
         return f"{METADATA_FILE} is missing; a folder of task files is built into one by --source SUBSET={folder}"
-    return f"{METADATA_FILE} is missing"
+    return f"{METADATA_FILE} is missing{elsewhere(folder, METADATA_FILE)}"
 
 
 def _starts(parts: list[np.ndarray]) -> np.ndarray:
