@@ -1,38 +1,26 @@
 """What the `arch` section may hold: the decoder and ACT of every system, and what each system adds."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from config.fields import (
+    Beta,
+    Home,
+    NonNegativeFloat,
+    Number,
+    Positive,
+    PositiveFloat,
+    Probability,
+    Section,
+    Text,
+    TrueAsWord,
+)
 from dataset.grids import SEQ_LEN
 
-MAX_INT = 2**63 - 1  # of a tensor's element
 EMBEDDED_TEXT_MODEL = "embedded"  # the small model that the extra [llm] brings along
-
-
-def _refuse_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("expected a number")
-    return value
-
-
-Number = BeforeValidator(_refuse_bool)  # pydantic takes true for 1
-Positive = Annotated[int, Number, Field(ge=1, le=MAX_INT)]
-NonNegative = Annotated[int, Number, Field(ge=0, le=MAX_INT)]
-PositiveFloat = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
-Probability = Annotated[float, Number, Field(ge=0, le=1)]
-Beta = Annotated[float, Number, Field(ge=0, lt=1)]
-PathPart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_=+,@ .-]+$", max_length=128)]
 # What a batch tells of a puzzle beside the query.
 Condition = Literal["demonstrations", "puzzle identifiers", "texts"]
-FilePath = Annotated[str, Field(pattern=r"^[^\x00]+$")]
-
-
-class Section(BaseModel):
-    """Fixed values, and no keys but those declared."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
 
 class _LossTerms(Section):
@@ -244,10 +232,6 @@ class EtrmtrmArch(EncoderArch):
         return unused
 
 
-def _bool_as_word(value: Any) -> Any:
-    return "true" if value is True else value
-
-
 class HybridArch(ArchConfig):
     """TRM hybrid: a frozen language model reads the task as text."""
 
@@ -256,8 +240,8 @@ class HybridArch(ArchConfig):
     loss: CropLossConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     puzzle_emb_len: Literal[0]  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    text_model: Annotated[str, Field(min_length=1)]
-    revision: str | None
+    text_model: Annotated[Text, Field(min_length=1), Home]
+    revision: Text | None
     local_files_only: bool
     text_dtype: Literal["float32", "bfloat16", "float16"]
     text_device: Literal["auto", "cpu", "cuda"]
@@ -269,11 +253,11 @@ class HybridArch(ArchConfig):
     max_text_tokens: Positive | None
     demo_overflow: Literal["truncate", "error"]
     text_augmentations: Positive
-    text_cache: Annotated[str, Field(min_length=1)]
+    text_cache: Annotated[Text, Field(min_length=1), Home]
     text_batch_size: Positive
 
     conditioning: Literal["z_init", "cross_attention"]
-    latents: Annotated[Literal["true", "shuffled", "zero"], BeforeValidator(_bool_as_word)]
+    latents: Annotated[Literal["true", "shuffled", "zero"], TrueAsWord]
     curriculum: Literal["none", "grid_size"]
 
     @property

@@ -5,7 +5,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from config.arch_schema import Condition, Positive, Probability, Section
+from config.arch_schema import Condition
+from config.fields import Positive, Probability, Section
 from dataset.known_rules.family import RuleError, Stage, TaskSettings
 from dataset.known_rules.generator import check_settings
 

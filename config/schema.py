@@ -4,50 +4,63 @@ Composing checks values; files are checked when a run starts. An unknown key, a 
 option that the chosen parts do not use is a `ConfigError` that names the key and what would be right.
 """
 
-import difflib
 import logging
-import re
-import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
+from yaml import YAMLError
 
-from config.arch_schema import (
-    DEFAULT_PROJECTS,
-    AnyArch,
+from config.arch_schema import DEFAULT_PROJECTS, AnyArch, HybridArch, TrmArch
+from config.data_schema import DEFAULT_SOURCES, AnyData, with_source
+from config.explain import explain_hydra, explain_validation
+from config.fields import (
     Beta,
     FilePath,
-    HybridArch,
+    Home,
+    ListOrOne,
     NonNegative,
     NonNegativeFloat,
+    OnOrOff,
     PathPart,
     Positive,
     PositiveFloat,
     Probability,
     Section,
-    TrmArch,
+    Text,
 )
-from config.data_schema import DEFAULT_SOURCES, AnyData, with_source
+from config.folders import choices_of, chosen_name, composing, folders, run_configs
+from config.keys import Keys, keys_of
+from config.overrides import MAX_OVERRIDE_CHARS, read_overrides, refuse_resolvers
 from config.shorthands import SHORTHANDS, explained, set_twice, without_shorthands
+from config.suggestions import suggestion
 from utils.errors import ConfigError
 
+__all__ = (
+    "CONFIG_DIR",
+    "MAX_OVERRIDE_CHARS",
+    "ConfigError",
+    "HybridArch",
+    "TrainConfig",
+    "TrmArch",
+    "config_names",
+    "dump_config",
+    "load_config",
+    "run_folder",
+    "validate_config",
+    "with_dtype",
+)
 log = logging.getLogger(__name__)
 CONFIG_DIR = Path(__file__).parent
 RUNS = Path("runs")
 GROUPS = ("arch", "data")  # sections with a folder of files to choose from
-MAX_OVERRIDE_CHARS = 4000  # a path has at most 4096
-
-
-KEY = re.compile(r"(?=.{1,200}$)\w+(\.\w+)*")
-REFERENCE = re.compile(r"\$\{[\w.\[\]]+\}")
 
 # Overridden for a series of runs that differ in arch.halting: said, not refused.
 SHARED_BY_HALTINGS = ("arch.halt_max_steps", "arch.halt_exploration_prob")
@@ -56,14 +69,19 @@ SHARED_BY_HALTINGS = ("arch.halt_max_steps", "arch.halt_exploration_prob")
 class EvaluatorConfig(Section):
     name: Literal["arc@ARC"]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        return {"name": values} if isinstance(values, str) else values
+
 
 class TrainConfig(Section):
     """A whole run."""
 
     arch: Annotated[AnyArch, Field(discriminator="name")]
     data: Annotated[AnyData, Field(discriminator="name")]
-    data_paths: Annotated[tuple[FilePath, ...], Field(min_length=1)]
-    evaluators: tuple[EvaluatorConfig, ...]
+    data_paths: Annotated[tuple[FilePath, ...], ListOrOne, Field(min_length=1)]
+    evaluators: Annotated[tuple[EvaluatorConfig, ...], ListOrOne]
 
     global_batch_size: Positive
     max_demos: Positive
@@ -100,9 +118,9 @@ class TrainConfig(Section):
     checkpoint_interval: NonNegative = 0
     checkpoint_minutes: NonNegativeFloat = 0
     checkpoint_keep: Positive | None = None
-    checkpoint_best: str | None = None
-    resume: str = "auto"
-    resume_override: tuple[str, ...] = ()
+    checkpoint_best: Text | None = None
+    resume: Annotated[Text, Home] = "auto"
+    resume_override: Annotated[tuple[Text, ...], ListOrOne] = ()
     on_nonfinite: Literal["stop", "skip"] = "stop"
     nonfinite_limit: Positive = 10
     distributed_timeout_s: Annotated[PositiveFloat, Field(le=1e6)] = 1800.0
@@ -112,12 +130,12 @@ class TrainConfig(Section):
     # Keys that came after the first checkpoints have a default, with which those go on as they were.
     optimizer: Literal["adam_atan2", "muon"] = "adam_atan2"
     muon_lr: PositiveFloat = 1e-2
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Annotated[Literal["auto", "on", "off"], OnOrOff] = "auto"
     data_workers: NonNegative
     project_name: PathPart = "etrm-arc"
     run_name: PathPart | None = None
-    wandb_group: str | None = None
-    wandb_tags: tuple[str, ...] = ()
+    wandb_group: Text | None = None
+    wandb_tags: Annotated[tuple[Text, ...], ListOrOne] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -157,8 +175,8 @@ class TrainConfig(Section):
     @classmethod
     def _names_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for key in value:
-            if key not in _all_keys(TrainConfig):
-                raise ValueError(f"'{key}' is not a key of the config{_nearest(key)}")
+            if key not in known_keys().known:
+                raise ValueError(f"'{key}' is not a key of the config{suggestion(key, known_keys().known)}")
         return value
 
     @model_validator(mode="after")
@@ -211,154 +229,73 @@ class TrainConfig(Section):
         return unused
 
 
-def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for name, info in model.model_fields.items():
-        keys.append(prefix + name)
-        for part in get_args(info.annotation) or (info.annotation,):
-            if isinstance(part, type) and issubclass(part, BaseModel) and part is not EvaluatorConfig:
-                keys += _all_keys(part, f"{prefix}{name}.")
-    return list(dict.fromkeys(keys))
+def known_keys() -> Keys:
+    """The keys of a run's config."""
+    return keys_of(TrainConfig)
 
 
-def _nearest(key: str) -> str:
-    known = [name for name in _all_keys(TrainConfig) if name != key]
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not close:
-        last = {name.rsplit(".", 1)[-1]: name for name in known}
-        close = [last[m] for m in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(last), n=1, cutoff=0.5)]
-    return f"; the nearest key is '{close[0]}'" if close else ""
+def config_names(config_dir: str | Path | None = None) -> list[str]:
+    """The run configs that `--config-name` may name, first those of the user's folder."""
+    return run_configs(folders(CONFIG_DIR, config_dir))
 
 
-def _explain(error: ValidationError) -> str:
-    lines = []
-    for fault in error.errors():
-        key = ".".join(str(part) for i, part in enumerate(fault["loc"]) if i != 1 or fault["loc"][0] not in GROUPS)
-        message = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "extra_forbidden" and key in _all_keys(TrainConfig):
-            lines.append(f"the key '{key}' does not belong to the chosen {key.split('.')[0]}")
-        elif fault["type"] == "extra_forbidden":
-            lines.append(f"unknown key '{key}'{_nearest(key)}")
-        elif fault["type"] == "union_tag_invalid":
-            context = fault.get("ctx", {})
-            lines.append(f"{key}.name={context.get('tag')} is not one of {context.get('expected_tags')}")
-        elif fault["type"] == "missing":
-            lines.append(f"missing key '{key}'")
-        else:
-            value = "" if not key or isinstance(fault["input"], dict) else f"{key}={_shown(fault['input'])}: "
-            lines.append(f"{value}{message}")
-    return "\n".join(lines)
-
-
-def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else reprlib.repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}..."
-
-
-def _override_keys(overrides: Sequence[str]) -> list[str]:
-    """The keys that the overrides set, `a.b` for `a={b: ...}`.
-
-    Raises:
-        ConfigError: an override that cannot be read, or that is no value of this project's config.
-    """
-    keys = []
-    for text in overrides:
-        if len(text) > MAX_OVERRIDE_CHARS:
-            raise ConfigError(f"'{_shown(text)}': an override has at most {MAX_OVERRIDE_CHARS} characters")
-        try:
-            (override,) = OverridesParser.create().parse_overrides([text])
-        except HydraException as error:
-            raise ConfigError(f"'{text}' is not an override of the form key=value: {_first_line(error)}") from error
-        key = override.key_or_group
-        if override.is_sweep_override():
-            raise ConfigError(f"'{text}' names several values: sweeps are lines of a job file")
-        if not key or key.split(".")[0].split("/")[0] == "hydra":
-            raise ConfigError(f"'{text}' changes nothing here: overrides set keys of the run's config")
-        if override.package is not None or not KEY.fullmatch(key):
-            raise ConfigError(f"'{_shown(text)}': a key is a path such as arch.canvas, without '@' or '/'")
-        value = override.value()
-        if override.is_delete() and value is not None:
-            raise ConfigError(f"'{text}': to leave a key out, write ~{key}")
-        _refuse_resolvers(value, key)
-        if key in GROUPS and not (isinstance(value, str) and re.fullmatch(r"\w+", value)):
-            raise ConfigError(f"'{text}': {key} is one of {', '.join(_names_in(key))}")
-        if not override.is_delete():
-            keys += [key, *_nested_keys(key, value)]
-    return keys
-
-
-def _refuse_resolvers(value: Any, key: str = "") -> None:
-    """What a resolver gives, such as a variable of the environment, would be logged with the config.
-
-    Raises:
-        ConfigError: an interpolation other than a reference to another key.
-    """
-    if isinstance(value, dict | list):
-        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            _refuse_resolvers(inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, str) and "${" in REFERENCE.sub("", value):
-        raise ConfigError(
-            f"{key}={_shown(value)}: is not resolved, for the config is logged; write the value itself, or a reference "
-            "to another key such as ${arch.num_heads}. Secrets stay in the environment of the process, out of the "
-            "command line too (wandb reads WANDB_API_KEY)"
-        )
-
-
-def _nested_keys(prefix: str, value: Any) -> list[str]:
-    if not isinstance(value, dict):
-        return []
-    keys = [(f"{prefix}.{getattr(key, 'text', key)}", inner) for key, inner in value.items()]
-    return [found for key, inner in keys for found in (key, *_nested_keys(key, inner))]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _names_in(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml") if not path.stem.startswith("base"))
-
-
-def config_names() -> list[str]:
-    """The run configs that `--config-name` may name."""
-    return sorted(path.stem for path in CONFIG_DIR.glob("cfg_*.yaml"))
-
-
-def load_config(config_name: str, overrides: Sequence[str] = ()) -> TrainConfig:
+def load_config(config_name: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> TrainConfig:
     """Compose `config/<config_name>.yaml` with Hydra overrides and validate the result.
+
+    Args:
+        config_dir: a folder of the user's, where files are looked for first.
 
     Raises:
         ConfigError: an unknown config, key or value, or an override that changes nothing.
     """
-    name = config_name.removesuffix(".yaml")
-    if name not in config_names():
-        raise ConfigError(f"--config-name '{_shown(config_name)}' is not one of {', '.join(config_names())}")
-    try:
-        keys = _override_keys(overrides)
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(version_base=None, config_dir=str(CONFIG_DIR)):
-            unresolved = compose(name, overrides=list(overrides))
-            declared = compose(name) if SHORTHANDS.keys() & unresolved.keys() else unresolved
-        _refuse_resolvers(OmegaConf.to_container(unresolved))
-        composed = OmegaConf.to_container(unresolved, resolve=True)
-        composed = without_shorthands(composed, declared)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain_hydra(error, overrides)) from error
-    except RecursionError as error:
-        raise ConfigError(f"{name}: the overrides are nested too deeply") from error
+    searched = folders(CONFIG_DIR, config_dir)
+    name = chosen_name(config_name, searched)
+    choices = {group: partial(choices_of, group, searched) for group in GROUPS}
+    given = read_overrides(overrides, known_keys(), choices)
+    composed = _composed(name, given.texts, searched, choices)
     try:
         config = validate_config(composed)
     except ConfigError as error:
-        raise ConfigError(explained(f"{name}: {error}", keys)) from error
-    if fault := set_twice(keys):
+        raise ConfigError(explained(f"{name}: {error}", given.keys)) from error
+    if fault := set_twice(given.keys):
         raise ConfigError(fault)
+    _refuse_without_effect(config, given.keys)
+    return config
+
+
+def _composed(
+    name: str, overrides: Sequence[str], searched: Sequence[Path], choices: dict[str, Callable[[], list[str]]]
+) -> Any:
+    """The plain values of a config file with overrides, without shorthands."""
+    where = composing(name, searched, known_keys())
+    try:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(version_base=None, config_dir=str(where.folder)):
+            unresolved = compose(name, overrides=[*where.overrides, *overrides])
+            declared = (
+                compose(name, overrides=[*where.overrides]) if SHORTHANDS.keys() & unresolved.keys() else unresolved
+            )
+        return _resolved(unresolved, declared)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain_hydra(error, overrides, known_keys(), choices)) from error
+    except YAMLError as error:
+        raise ConfigError(f"{name}: a config file is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{name}: its files name each other in a circle, or are nested too deeply") from error
+
+
+def _resolved(unresolved: DictConfig, declared: DictConfig) -> Any:
+    refuse_resolvers(OmegaConf.to_container(unresolved))
+    return without_shorthands(OmegaConf.to_container(unresolved, resolve=True), declared)
+
+
+def _refuse_without_effect(config: TrainConfig, keys: Sequence[str]) -> None:
     unused = config.unused_keys()
     for key in keys:
         if key in unused and key in SHARED_BY_HALTINGS and config.arch.halting == "fixed":
             log.warning("%s has no say: %s", key, unused[key])
         elif key in unused:
             raise ConfigError(f"{key} is overridden, but would change nothing: {unused[key]}")
-    return config
 
 
 def validate_config(values: Any) -> TrainConfig:
@@ -370,27 +307,7 @@ def validate_config(values: Any) -> TrainConfig:
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from error
-
-
-def _explain_hydra(error: Exception, overrides: Sequence[str]) -> str:
-    message = str(error).strip()
-    if missing := re.search(rf"Could not find '({'|'.join(GROUPS)})/(.+)'", message):
-        group, name = missing.groups()
-        return f"{group}={name} is not one of {', '.join(_names_in(group))}"
-    match = re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'", message)
-    if match:
-        key = re.search(r"Could not override '([^']+)'", message)
-        name = key.group(1) if key else match.group(1) or match.group(2)
-        if name in ("project_name", "run_name"):
-            return f"'{name}' stands in no config file: write +{name}=..."
-        if name in _all_keys(TrainConfig):
-            return f"the key '{name}' does not belong to the chosen {name.split('.')[0]}"
-        return f"unknown key '{name}'{_nearest(name)}"
-    found = re.search(r"full_key: (\S+)", message)
-    key = found.group(1) if found else ""
-    shown = next((text for text in overrides if key and text.lstrip("+").startswith(f"{key}=")), key)
-    return f"{shown}: {_first_line(error)}" if shown else _first_line(error)
+        raise ConfigError(explain_validation(error, known_keys())) from error
 
 
 def with_dtype(config: TrainConfig, dtype: str) -> TrainConfig:

@@ -24,6 +24,7 @@ from safetensors.numpy import load_file, save_file
 
 from dataset.augment import augmented_name
 from dataset.grids import SEQ_LEN, VOCAB_SIZE, Grid
+from dataset.whereabouts import build_command, elsewhere, looked_at
 from utils.files import sha256_of
 from utils.path_kinds import TRAINED, kind_of
 
@@ -217,7 +218,7 @@ def load_store(folder: str | Path) -> PuzzleStore:
         DatasetError: missing, of another format, incomplete or damaged; the message says how to build it.
     """
     folder = Path(folder)
-    rebuild = f"build it with: python -m dataset.build_arc_dataset --output-dir {folder} ..."
+    rebuild = f"build it with: {build_command(folder)}"
     path = folder / METADATA_FILE
     if not path.exists():
         kind = kind_of(folder)
@@ -248,16 +249,18 @@ def load_store(folder: str | Path) -> PuzzleStore:
 
 def _remedy(folder: Path, kind: str) -> str:
     """What to write, where something else stands in the place of a data set."""
-    rebuild = f"build it with: python -m dataset.build_arc_dataset --output-dir {folder} ..."
+    rebuild = f"build it with: {build_command(folder)}"
     if kind in TRAINED:
         return "data_paths names a folder that dataset.build_arc_dataset wrote"
     if kind.endswith(f"a data set, {folder.parent}"):
         return "name that folder"
     if folder.is_file():
         return "a data set is a folder, built from a file of tasks by --source SUBSET=FILE"
-    if folder.is_dir() and any(folder.rglob("*.json")):
+    if not folder.is_dir():
+        return f"no such folder{looked_at(folder, METADATA_FILE)}; {rebuild}"
+    if any(folder.rglob("*.json")):
         return f"task files are built into one by --source SUBSET={folder}; {rebuild}"
-    return rebuild
+    return f"{rebuild}{elsewhere(folder, METADATA_FILE)}"
 
 
 def _starts(parts: list[np.ndarray]) -> np.ndarray:

@@ -6,7 +6,6 @@ one of the `pretrain_*.py` is a training run: its config is composed and validat
 folder are the run's. Any other command is named by its words.
 """
 
-import argparse
 import re
 import shlex
 import shutil
@@ -14,8 +13,8 @@ import sys
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NoReturn
 
+from config.command_line import read_command_line
 from config.schema import ConfigError, TrainConfig, load_config, run_folder
 from jobs.file import JobError, JobLine
 from utils.files import sha256_of_text
@@ -153,19 +152,6 @@ def _processes(words: list[str]) -> int | None:
     return 1
 
 
-class _TrainingArguments(argparse.ArgumentParser):
-    """The arguments of `training.loop.main`."""
-
-    def __init__(self, default_config: str):
-        super().__init__(add_help=False, allow_abbrev=False)
-        self.add_argument("--config-name", default=default_config)
-        self.add_argument("--cfg", action="store_true")
-        self.add_argument("overrides", nargs="*")
-
-    def error(self, message: str) -> NoReturn:
-        raise JobError(message)
-
-
 def _training_config(script: str, arguments: list[str]) -> TrainConfig:
     try:
         default = DEFAULT_CONFIG.search(Path(script).read_text())
@@ -173,10 +159,12 @@ def _training_config(script: str, arguments: list[str]) -> TrainConfig:
         raise JobError(f"{script}: {error.strerror}; job files are run from the project's folder") from error
     if default is None:
         raise JobError(f"{script}: names no config in main(...)")
-    parsed: Any = _TrainingArguments(default.group(1)).parse_intermixed_args(arguments)
-    if parsed.cfg:
+    if any(word in ("--help", "-h") for word in arguments):
+        raise JobError("--help prints what there is and trains nothing")
+    asked = read_command_line(default.group(1), arguments)
+    if asked.shows_config:
         raise JobError("--cfg prints the config and trains nothing")
-    return load_config(parsed.config_name, parsed.overrides)
+    return load_config(asked.config_name, asked.overrides, asked.config_dir)
 
 
 def _slug(line: JobLine) -> str:

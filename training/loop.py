@@ -7,7 +7,6 @@ for each batch (with arch.halting=fixed: num_act_steps times for each batch):
     log, evaluate, save, or stop, as the config and the signals say
 """
 
-import argparse
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,8 @@ import yaml
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from config.schema import ConfigError, TrainConfig, config_names, dump_config, load_config, run_folder
+from config.command_line import read_command_line
+from config.schema import ConfigError, TrainConfig, dump_config, load_config, run_folder
 from dataset.batches import Batch, iterate
 from learning.guards import NonFiniteError, TrainingError
 from training.events import Preempted, evaluate_and_save, log_window, save_and_stop, saves_by_the_clock
@@ -191,22 +191,18 @@ def joined_ranks(config: TrainConfig, stop: StopRequest) -> Iterator[Ranks]:
 
 
 def main(default_config: str, argv: Sequence[str] | None = None, *, observers: Sequence[ObserverFactory] = ()) -> None:
-    """The command line of every entry script: `[--config-name NAME] [--cfg] [key=value ...]`.
+    """The command line of every entry script: see `config.command_line`.
 
     Exit status: 0 done, 2 a fault of config, data or checkpoint, 75 preempted after saving, 3 non-finite, 143 and 130
     ended by SIGTERM and SIGINT before there was anything to save, 1 the rest.
     """
-    parser = argparse.ArgumentParser(description="Train and evaluate; overrides are Hydra's: key=value, +key=value.")
-    parser.add_argument("--config-name", default=default_config, help=f"one of: {', '.join(config_names())}")
-    parser.add_argument("--cfg", action="store_true", help="print the composed config and exit")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    arguments = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        config = load_config(arguments.config_name, arguments.overrides)
+        asked = read_command_line(default_config, sys.argv[1:] if argv is None else argv)
+        config = load_config(asked.config_name, asked.overrides, asked.config_dir)
     except ConfigError as error:
         leave_as_one(USER_ERROR, error)
-    if arguments.cfg:
+    if asked.shows_config:
         sys.stdout.write(yaml.safe_dump(dump_config(config), sort_keys=False))
         return
     stop = StopRequest()

@@ -10,7 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from config import schema
-from config.arch_schema import MAX_INT
+from config.fields import MAX_INT
 from config.schema import MAX_OVERRIDE_CHARS, ConfigError, dump_config, load_config, run_folder, validate_config
 from tests.run_fixtures import new_run_folder
 from training.loop import main

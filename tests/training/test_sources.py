@@ -14,8 +14,8 @@ import yaml
 from torch import Tensor
 
 from checkpoints.checkpoint import open_checkpoint
-from config.arch_schema import Positive
 from config.data_schema import AnyData, DataConfig
+from config.fields import Positive
 from config.schema import ConfigError, TrainConfig, dump_config, run_folder
 from dataset.batches import Batch
 from dataset.grids import place_grid

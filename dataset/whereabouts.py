@@ -1,0 +1,41 @@
+"""What is said of a data set that is not there: where there is one of the same path, and what builds it."""
+
+import shlex
+from pathlib import Path
+
+CHECKOUT = Path(__file__).parents[1]
+
+# By the names that config files have; the others are built as at full size.
+FULL_SIZE = "--subsets training evaluation --test-set-name evaluation --num-aug 1000 --seed 42"
+OPTIONS = {
+    "arc1-demo": "--subsets training evaluation --test-set-name evaluation --num-aug 1 --max-side 10 --seed 42",
+    "arc1-small": "--subsets training evaluation --test-set-name evaluation --num-aug 0 --max-side 10 --seed 42",
+    "arc1concept-encoder-aug-1000": (
+        "--num-aug 1000 --seed 42 --subsets training evaluation concept --test-set-name evaluation "
+        "--input-file-prefix DIR/arc-agi"
+    ),
+}
+
+
+def build_command(folder: Path) -> str:
+    """The command that builds a data set in a folder."""
+    options = OPTIONS.get(folder.name, FULL_SIZE)
+    return f"python -m dataset.build_arc_dataset --output-dir {shlex.quote(str(folder))} {options}"
+
+
+def looked_at(folder: Path, file: str) -> str:
+    """Which folder a relative path has meant, and where there is a data set of that path; nothing for an absolute one.
+
+    Args:
+        file: that a data set has.
+    """
+    if folder.is_absolute():
+        return ""
+    return f" in {Path.cwd()}: {Path.cwd() / folder}{elsewhere(folder, file)}"
+
+
+def elsewhere(folder: Path, file: str) -> str:
+    """Where there is a data set of the same relative path: in the checkout, or above the working directory."""
+    bases = [] if folder.is_absolute() else [CHECKOUT, *Path.cwd().parents]
+    there = next((base / folder for base in bases if (base / folder / file).exists()), None)
+    return f"; there is one at {there}" if there else ""
