@@ -77,7 +77,7 @@ class Permutation(Family):
         return draw_grid(rng, settings)
 
     def is_held_out(self, rule: Rule) -> bool:
-        return cycle_lengths(rule) in HELD_OUT_CYCLES
+        return cycle_lengths(rule[-NUM_COLORS:]) in HELD_OUT_CYCLES
 
     def visible_rule(self, pairs: Pairs) -> Hashable:
         images = color_map(pairs)
@@ -96,7 +96,7 @@ class Permutation(Family):
 
         def is_allowed(rule: Rule) -> bool:
             lengths = cycle_lengths(rule)
-            return bool(lengths) and lengths != EXCHANGE and (lengths in HELD_OUT_CYCLES) == (split == "held_out")
+            return bool(lengths) and lengths != EXCHANGE and self.is_held_out(rule) == (split == "held_out")
 
         rule = redrawn(lambda: self._permutation(rng, palette), is_allowed)
         if rule is None:
@@ -116,9 +116,6 @@ class DihedralPermutation(Permutation):
 
     def apply(self, rule: Rule, grid: Grid) -> Grid:
         return super().apply(rule[1:], apply_dihedral(grid, rule[0]))
-
-    def is_held_out(self, rule: Rule) -> bool:
-        return super().is_held_out(rule[1:])
 
     def visible_rule(self, pairs: Pairs) -> Hashable:
         found = [(t, color_map(turned(pairs, t))) for t in range(NUM_DIHEDRAL)]
@@ -164,9 +161,8 @@ class Recolor(Family):
         return moved_colors(pairs)
 
     def is_well_posed(self, settings: TaskSettings, rule: Rule, pairs: Pairs) -> bool:
-        """The colours of the query that the rule moves are moved in a demonstration."""
-        shown = {color for color, _ in moved_colors(pairs[:-1])}
-        return {color for color, _ in moved_colors(pairs[-1:])} <= shown
+        """A change in a demonstration shows both colours."""
+        return True
 
 
 class Swap(Recolor):

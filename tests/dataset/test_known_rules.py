@@ -24,7 +24,7 @@ from dataset.known_rules.generator import (
     visible_rule,
 )
 from dataset.known_rules.source import KnownRulesSource, draw_batch
-from tests.dataset.rule_oracles import ORACLES
+from tests.dataset.rule_oracles import ORACLES, turn
 from utils.distributed import Ranks
 
 NAMES = tuple(FAMILIES)
@@ -100,6 +100,18 @@ def test_no_other_rule_of_the_family_fits_the_demonstrations_and_answers_otherwi
         fitting = [rule for rule in rules if all(oracle(rule, grid) == output for grid, output in pairs[:-1])]
         assert task.rule in fitting
         assert all(oracle(rule, pairs[-1][0]) == pairs[-1][1] for rule in fitting)
+
+
+def test_one_transform_alone_turns_the_demonstrations_into_a_permutation_of_colours() -> None:
+    for task in tasks(TaskSettings(("dihedral_permutation",), sides=(2, 3), colors=4, demos=(1, 2)), "train", 200):
+        pairs = [(grid.tolist(), output.tolist()) for grid, output in task.pairs[:-1]]
+        for transform in range(8):
+            turned = [(turn(transform, grid), output) for grid, output in pairs]
+            fits = all(len(one) == len(other) and len(one[0]) == len(other[0]) for one, other in turned)
+            rows = [row for one, other in turned for row in zip(one, other, strict=False)]
+            seen = {couple for one, other in rows for couple in zip(one, other, strict=False)}
+            fits = fits and len(seen) == len({old for old, _ in seen})
+            assert fits == (transform == task.rule[0])
 
 
 @pytest.mark.parametrize("name", ["permutation", "recolor", "swap", "dihedral_permutation"])
