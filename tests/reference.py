@@ -119,13 +119,25 @@ def mixer_block(x: Tensor, block: Any) -> Tensor:
 
 
 def decoder_step(
-    inner: Any, z_H: Tensor, z_L: Tensor, tokens: Tensor, context: Tensor, cells: Tensor, config: Any
+    inner: Any,
+    z_H: Tensor,
+    z_L: Tensor,
+    tokens: Tensor,
+    context: Tensor,
+    cells: Tensor,
+    config: Any,
+    context_positions: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One ACT step of one sample from the paper's pseudocode: (z_H, z_L, logits, q) over context and given cells."""
+    """One ACT step of one sample from the paper's pseudocode: (z_H, z_L, logits, q) over context and given cells.
+
+    Context tokens stand at 0, 1, ... where nothing else is said, the cells from `puzzle_emb_len` on.
+    """
     num_context = len(context)
     embedded = inner.embed_tokens.embedding_weight[tokens.long()[cells]]
     x = math.sqrt(config.hidden_size) * torch.cat([context, embedded])
-    positions = torch.cat([torch.arange(num_context), num_context + cells])
+    if context_positions is None:
+        context_positions = torch.arange(num_context)
+    positions = torch.cat([context_positions, config.puzzle_emb_len + cells])
 
     def level(h: Tensor) -> Tensor:
         for block in inner.L_level.layers:

@@ -97,7 +97,9 @@ def test_sums_lists_and_values_reach_every_rank(tmp_path: Path) -> None:
         assert values["slots"] == [0, 1, 2] if rank == 0 else [3, 4, 5]
 
 
+@pytest.mark.parametrize("encoder_type", ["standard", "in_context"])
 def test_two_ranks_train_and_evaluate_as_one_does(
+    encoder_type: str,
     shrunk_config: Callable[..., TrainConfig],
     as_overrides: Callable[[TrainConfig, str], list[str]],
     eager_decoder: Path,
@@ -105,9 +107,10 @@ def test_two_ranks_train_and_evaluate_as_one_does(
     ranks: Ranks,
     tmp_path: Path,
 ) -> None:
-    """Same global batch, same draws for exploration, same reduction, same votes."""
+    """Same global batch, same draws for exploration, same reduction, same votes; also with contexts of any length."""
     config = shrunk_config(
         "+run_name=run",
+        f"arch.encoder_type={encoder_type}",
         f"load_pretrained_decoder={eager_decoder}",
         "log_interval=1",
         "lr=1e-3",
