@@ -15,12 +15,18 @@ OPTIONS = {
         "--input-file-prefix DIR/arc-agi"
     ),
 }
+OTHER_BUILDERS = {
+    "known_rules": "build_known_rules --output-dir {} --sides 3 6 --colors 9 --train 300 --held-out 600 --seed 0"
+}
 
 
 def build_command(folder: Path) -> str:
     """The command that builds a data set in a folder."""
+    where = shlex.quote(str(folder))
+    if folder.name in OTHER_BUILDERS:
+        return f"python -m dataset.{OTHER_BUILDERS[folder.name].format(where)}"
     options = OPTIONS.get(folder.name, FULL_SIZE)
-    return f"python -m dataset.build_arc_dataset --output-dir {shlex.quote(str(folder))} {options}"
+    return f"python -m dataset.build_arc_dataset --output-dir {where} {options}"
 
 
 def looked_at(folder: Path, file: str) -> str:
