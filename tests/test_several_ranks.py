@@ -123,15 +123,20 @@ def test_a_rank_that_fails_alone_ends_the_other_and_nothing_is_written(
     assert not (tmp_path / "solutions").exists()
 
 
-def test_an_interrupted_call_of_two_ranks_says_so_once_and_writes_nothing(
+def test_an_interrupted_call_of_two_ranks_ends_both_and_writes_nothing(
     checkpoint: Path, challenges: Path, tmp_path: Path
 ) -> None:
+    """Both are told at once; whichever hears of it first ends the other, which may say so too."""
     arguments = ["--checkpoint", str(checkpoint), str(challenges), "--votes", "100000", "--device", "cpu"]
     launch = Launch(tmp_path, arguments, ranks=2, script="solve.py")
     launch.wait_for_output("solve:")
     launch.send(signal.SIGINT)
-    assert launch.wait(60) == [130, 130], launch.output(1)
-    assert sum(launch.output(rank).count("interrupted") for rank in range(2)) == 1
+    statuses = launch.wait(90)
+    outputs = [launch.output(rank) for rank in range(2)]
+    assert None not in statuses, outputs  # None: it went on
+    assert 0 not in statuses, outputs
+    assert any("interrupted" in output for output in outputs), outputs
+    assert not any("Traceback" in output for output in outputs), outputs
     assert not (tmp_path / "solutions").exists()
 
 

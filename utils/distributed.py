@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 GATHERED_AT_ONCE = 4096
 WATCH_SECONDS = 1.0
 SAID_BY_FIRST_RANK = "rank 0 says so too"
+ENDED_BY_ANOTHER = "ended, because another rank failed: %s"
 _leaving = threading.Event()  # this process ends by itself and is not to be ended by its watch
 T = TypeVar("T")
 
@@ -118,26 +119,26 @@ def _watch_for_failure() -> None:
     except RuntimeError:  # the store is gone: so is the launcher, or the run is over; collectives notice the rest
         return
     if not _leaving.is_set():
-        log.error("ended, because another rank failed: %s", reason)
+        log.error(ENDED_BY_ANOTHER, reason)
         logging.shutdown()
         os._exit(1)
 
 
-def announce_failure(reason: str, ranks: Ranks) -> bool:
+def announce_failure(reason: str, ranks: Ranks) -> str | None:
     """Tell the other ranks that this one ends, so that they end within seconds and not at a collective's timeout.
 
     Returns:
-        Whether it is news: no other rank has announced the same before.
+        What another rank has announced before, `rank <r>: <reason>`, where one has.
     """
     _leaving.set()
     if ranks.world_size > 1:
         try:
             mine = f"rank {ranks.rank}: {reason}"
             found = _failure_store().compare_set("reason", "", mine).decode()
-            return found == mine or found.partition(": ")[2] != reason
+            return None if found == mine else found
         except RuntimeError as error:
             log.warning("the other ranks could not be told (%s); they end at their next collective", error)
-    return True
+    return None
 
 
 def sum_over_ranks(tensors: list[Tensor], ranks: Ranks) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from utils import distributed
-from utils.distributed import SAID_BY_FIRST_RANK, Ranks
+from utils.distributed import ENDED_BY_ANOTHER, SAID_BY_FIRST_RANK, Ranks
 from utils.faults import of_machine
 from utils.launch import is_one_of_several, rank_of_environment
 from utils.run_status import EXIT_STATUS, USER_ERROR
@@ -45,11 +45,23 @@ def _joined(device: str) -> Iterator[Ranks]:
     try:
         yield ranks
     except BaseException as error:
-        is_said = SAID_BY_FIRST_RANK in getattr(error, "__notes__", ())
-        if not is_said and not distributed.announce_failure(f"{type(error).__name__}: {error}", ranks):
-            error.add_note(SAID_BY_FIRST_RANK)
+        if SAID_BY_FIRST_RANK not in getattr(error, "__notes__", ()):
+            _announce(error, ranks)
         raise
     distributed.stop(ranks)
+
+
+def _announce(error: BaseException, ranks: Ranks) -> None:
+    """Tell the other ranks of an error, or end as they do: what another has announced before is this one's cause, or
+    the same."""
+    reason = f"{type(error).__name__}: {error}"
+    earlier = distributed.announce_failure(reason, ranks)
+    if earlier is None:
+        return
+    if earlier.partition(": ")[2] != reason:
+        log.error(ENDED_BY_ANOTHER, earlier)
+        end_process(EXIT_STATUS["failed"])
+    error.add_note(SAID_BY_FIRST_RANK)
 
 
 def _leave_for(error: BaseException) -> NoReturn:
