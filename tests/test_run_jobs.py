@@ -101,10 +101,12 @@ def test_jobs_run_in_order_and_other_lines_stay(quick: Callable[..., int], tmp_p
 def test_the_process_above_a_job_that_has_ended_does_not_stay_as_a_zombie(
     quick: Callable[..., int], tmp_path: Path
 ) -> None:
-    """The second job looks at the runner's children."""
+    """The second job looks at the runner's children; those of other tests are not its own."""
+    others = [child.pid for child in psutil.Process().children()]
     (tmp_path / "look.py").write_text(
         f"import psutil\nchildren = psutil.Process({os.getpid()}).children()\n"
-        "open('ended', 'a').writelines(f'{child.pid}\\n' for child in children if child.status() == 'zombie')\n"
+        f"zombies = [c.pid for c in children if c.status() == 'zombie' and c.pid not in {others}]\n"
+        "open('ended', 'a').writelines(f'{pid}\\n' for pid in zombies)\n"
     )
     assert quick("[ ] python look.py", "[ ] python look.py again") == 0
     assert ended(tmp_path) == []
