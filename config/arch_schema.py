@@ -54,6 +54,7 @@ class ArchConfig(Section):
     puzzle_emb_len: Positive
     mlp_t: bool
     pos_encodings: Literal["rope", "rope2d", "learned"] = "rope"  # configs of runs from before it existed are read
+    grid_coordinates: Literal["none", "corner", "both"] = "none"
     forward_dtype: Literal["auto", "bfloat16", "float32"]
     canvas: Literal["task", "full"]
     halting: Literal["act", "fixed"]

@@ -16,7 +16,7 @@ from checkpoints.writer import CheckpointWriter, SaveError
 from config.schema import TrainConfig, dump_config
 from dataset.batches import Batch
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
-from dataset.sources import TrainSource
+from dataset.sources import SampleResults, TrainSource
 from dataset.trained_on import TrainedOn
 from inference.evaluation import Evaluation, evaluate
 from learning.guards import NonFiniteError
@@ -121,6 +121,10 @@ class Trainer:
             self._count_skipped(f"step {self.step + 1}: {result.fault}; no weight has been changed by it")
         self.step += 1
         return result.sums, result.outputs
+
+    def sample_results(self, outputs: dict[str, Tensor]) -> SampleResults:
+        """What the last step, which gave these outputs, did with its samples."""
+        return SampleResults(self.carry.current_data, self.carry.halted.float(), outputs["exact"])
 
     def _flags(self) -> tuple[bool, bool]:
         """What the ranks must agree on."""

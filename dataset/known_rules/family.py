@@ -44,19 +44,6 @@ class TaskSettings:
     distinct: bool = False
 
 
-@dataclass(frozen=True)
-class Stage:
-    """Tasks of one difficulty.
-
-    threshold: the share of exactly right answers with which the stage is left.
-    max_batches: after so many batches it is left in any case; None waits for the threshold.
-    """
-
-    settings: TaskSettings
-    threshold: float = 1.0
-    max_batches: int | None = None
-
-
 class Family(ABC):
     """Rules of one kind.
 

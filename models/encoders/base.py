@@ -31,6 +31,7 @@ class EncoderOutput:
         kl_loss: KL divergence of each sample, zeros for a deterministic encoder.
         coordinates: row and column of each context token on the canvas, for the other encodings (None: they are no
             cells).
+        in_grid: the numbers of each context token in its grid (`models.grid_coordinates`; None: they are no cells).
     """
 
     context: Float[Tensor, "batch tokens hidden"]
@@ -38,6 +39,7 @@ class EncoderOutput:
     positions: Int[Tensor, "batch tokens"]
     kl_loss: Float[Tensor, " batch"]
     coordinates: Int[Tensor, "batch tokens 2"] | None = None
+    in_grid: Int[Tensor, "batch tokens 4"] | None = None
 
 
 def fixed_length_output(

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from config.arch_schema import EtrmArch
 from dataset.batches import Demonstrations
 from dataset.grids import CANVAS_SIDE, PAD, SEQ_LEN, VOCAB_SIZE
+from models.canvas import extents_of
 from models.encoders.base import DemoEncoder, EncoderOutput, encoder, forward_dtype
+from models.grid_coordinates import ABSENT, grid_coordinates
 from models.layers import TokenEmbedding, trunc_normal_
 from models.positions import coordinates_above_canvas, coordinates_of_cells
 
@@ -51,7 +53,15 @@ class InContextEncoder(DemoEncoder):
         context = F.embedding((role * VOCAB_SIZE + own) * VOCAB_SIZE + aligned, self._token_table())
         if self.coordinates is not None:
             context = context + self.coordinates(cells, self.dtype)
-        return self._behind_the_first(context, mask, cells)
+        return self._behind_the_first(context, mask, cells, self._in_grid(demonstrations, cells, place // SEQ_LEN))
+
+    def _in_grid(
+        self, demonstrations: Demonstrations, cells: Int[Tensor, "batch tokens"], pair: Int[Tensor, "batch tokens"]
+    ) -> Int[Tensor, "batch tokens 4"]:
+        """Where tokens stand in the input grid of their pair."""
+        index = pair[..., None].expand(-1, -1, 2)
+        first, end = (bound.gather(1, index) for bound in extents_of(demonstrations.inputs))
+        return grid_coordinates(cells, first, end)
 
     def _shown(self, demonstrations: Demonstrations) -> Bool[Tensor, "batch slots"]:
         """Which slots give a token: all places of the pairs, with roles those of the inputs before the outputs'."""
@@ -73,6 +83,7 @@ class InContextEncoder(DemoEncoder):
         context: Float[Tensor, "batch tokens hidden"],
         mask: Bool[Tensor, "batch tokens"],
         cells: Int[Tensor, "batch tokens"],
+        in_grid: Int[Tensor, "batch tokens 4"],
     ) -> EncoderOutput:
         """A cell has the place that the decoder's cell has; the first token stands above the canvas."""
         zero = torch.zeros_like(cells[:, :1])
@@ -82,6 +93,7 @@ class InContextEncoder(DemoEncoder):
             positions=torch.cat([zero, cells + self.first_position], dim=1),
             kl_loss=context.new_zeros(len(cells), dtype=torch.float32),
             coordinates=torch.cat([coordinates_above_canvas(zero), coordinates_of_cells(cells)], dim=1),
+            in_grid=torch.cat([torch.full_like(in_grid[:, :1], ABSENT), in_grid], dim=1),
         )
 
 

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from dataset.batches import Batch
 from dataset.grids import PAD, SEQ_LEN, VOCAB_SIZE
+from models.canvas import extents_of
 from models.encoders.base import EncoderOutput, fixed_length_output, forward_dtype, packs_by_view
+from models.grid_coordinates import ABSENT, GridCoordinates, grid_coordinates
 from models.layers import Linear, MixerBlock, Rotary, TokenEmbedding, TransformerBlock, trunc_normal_
 from models.packing import Packing, pack
 from models.positions import create_position_encoding
@@ -49,6 +51,8 @@ class DecoderConfig(Protocol):
     def forward_dtype(self) -> str: ...
     @property
     def pos_encodings(self) -> str: ...
+    @property
+    def grid_coordinates(self) -> str: ...
 
 
 class ReasoningLevel(nn.Module):
@@ -106,6 +110,8 @@ class RecursiveDecoder(nn.Module):
         self.lm_head = Linear(hidden, VOCAB_SIZE)
         self.q_head = QHead(hidden)
         self.position_encoding = create_position_encoding(config.pos_encodings, hidden, config.num_heads, num_slots)
+        kind = config.grid_coordinates
+        self.coordinates = None if kind == "none" else GridCoordinates(kind, hidden)
         self.register_buffer("H_init", trunc_normal_(torch.empty(hidden), 1.0))
         self.register_buffer("L_init", trunc_normal_(torch.empty(hidden), 1.0))
 
@@ -238,4 +244,20 @@ class TRMEncoderInner(RecursiveDecoder):
             ],
             dim=1,
         )
+        if self.coordinates is not None:
+            in_grid = packing.gather(torch.cat([_in_grid_of(context), _in_grid(tokens, cells)], dim=1))
+            x = x + hidden**0.5 * self.coordinates(in_grid, self.dtype)
         return self._placed(x, packing.gather(places))
+
+
+def _in_grid(tokens: Int[Tensor, "batch 900"], cells: Int[Tensor, "batch 900"]) -> Int[Tensor, "batch 900 4"]:
+    """Where the canvas cells stand in the grid of the query's input."""
+    first, end = (bound[:, None].expand(-1, SEQ_LEN, -1) for bound in extents_of(tokens))
+    return grid_coordinates(cells, first, end)
+
+
+def _in_grid_of(context: EncoderOutput) -> Int[Tensor, "batch tokens 4"]:
+    """Those of the context tokens, absent where they are no cells."""
+    if context.in_grid is not None:
+        return context.in_grid
+    return context.positions.new_full((*context.positions.shape, 4), ABSENT)
