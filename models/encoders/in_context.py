@@ -6,6 +6,8 @@ Nothing says which pair it comes from: an embedding of pairs would let their ord
 from those of others by what they are aligned with and, where pairs differ in size or offset, by where they stand.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -33,6 +35,7 @@ class InContextEncoder(DemoEncoder):
         self.dtype = forward_dtype(config)
         self.first_position = config.puzzle_emb_len
         self.has_roles = config.context_tokens == "two"
+        self.alternates = config.context_attention == "alternate"
         self.first = nn.Parameter(trunc_normal_(torch.empty(hidden), hidden**-0.5))
         self.colour_embedding = TokenEmbedding(VOCAB_SIZE, hidden)  # `one`: of the input
         self.aligned_embedding = TokenEmbedding(VOCAB_SIZE, hidden)  # `one`: of the output
@@ -41,24 +44,25 @@ class InContextEncoder(DemoEncoder):
 
     def encode(self, demonstrations: Demonstrations) -> EncoderOutput:
         """The context is as long as the batch's longest, whatever the number of slots: memory follows real tokens."""
-        index, mask = where_valid(self._shown(demonstrations))
-        num_places = demonstrations.inputs[0].numel()
-        role, place = index // num_places, index % num_places
-        cells = place % SEQ_LEN
+        shown = self._shown(demonstrations)
+        index, mask = where_valid(shown.flatten(1))
+        cells, role = index % SEQ_LEN, index // SEQ_LEN % shown.shape[2]
+        place = index // (SEQ_LEN * shown.shape[2]) * SEQ_LEN + cells
         grids = [grid.flatten(1).gather(1, place).int() for grid in (demonstrations.inputs, demonstrations.labels)]
         inputs, outputs = (torch.where(mask, grid, PAD) for grid in grids)
         own, aligned = torch.where(role == 0, inputs, outputs), torch.where(role == 0, outputs, inputs)
         context = F.embedding((role * VOCAB_SIZE + own) * VOCAB_SIZE + aligned, self._token_table())
         if self.coordinates is not None:
             context = context + self.coordinates(cells, self.dtype)
-        return self._behind_the_first(context, mask, cells)
+        output = self._behind_the_first(context, mask, cells)
+        return replace(output, pair_lengths=shown.sum((2, 3))) if self.alternates else output
 
-    def _shown(self, demonstrations: Demonstrations) -> Bool[Tensor, "batch slots"]:
-        """Which slots give a token: all places of the pairs, with roles those of the inputs before the outputs'."""
-        has_cell = torch.stack([demonstrations.inputs != PAD, demonstrations.labels != PAD], dim=1)  # (b, 2, k, 900)
+    def _shown(self, demonstrations: Demonstrations) -> Bool[Tensor, "batch demos roles 900"]:
+        """Which places give a token, pair by pair; with roles those of the input and those of the output."""
+        has_cell = torch.stack([demonstrations.inputs != PAD, demonstrations.labels != PAD], dim=2)
         if not self.has_roles:
-            has_cell = has_cell.any(dim=1, keepdim=True)
-        return (has_cell & demonstrations.mask[:, None, :, None]).flatten(1)
+            has_cell = has_cell.any(dim=2, keepdim=True)
+        return has_cell & demonstrations.mask[..., None, None]
 
     def _token_table(self) -> Float[Tensor, "rows hidden"]:
         """The embedding of each (role, colour, aligned colour)."""
