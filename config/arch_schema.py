@@ -160,7 +160,7 @@ class EtrmArch(EncoderArch):
     lpn_latent_dim: Positive
     context_tokens: Literal["one", "two"] = "one"
     context_mode: Literal["evolve"] = "evolve"
-    context_coordinates: bool = False
+    context_attention: Literal["all", "alternate"] = "all"
 
     @model_validator(mode="after")
     def _has_slots_to_mix(self) -> "EtrmArch":
@@ -168,6 +168,15 @@ class EtrmArch(EncoderArch):
             raise ValueError(
                 "arch.mlp_t=true mixes a fixed number of context tokens: arch.encoder_type=in_context, which has one "
                 "for each cell of the demonstrations, needs arch.mlp_t=false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _layers_alternate(self) -> "EtrmArch":
+        if self.encoder_type == "in_context" and self.context_attention == "alternate" and self.L_layers == 1:
+            raise ValueError(
+                "arch.context_attention=alternate lets every other layer attend within a pair, the first one too: "
+                "arch.L_layers=1 would read no demonstration, it must be 2 or more"
             )
         return self
 
@@ -184,7 +193,7 @@ class EtrmArch(EncoderArch):
         chosen = f"arch.encoder_type={self.encoder_type}"
         if self.encoder_type == "in_context":
             return unused | self._unused_in_context()
-        for key in ("context_tokens", "context_mode", "context_coordinates"):
+        for key in ("context_tokens", "context_mode", "context_attention"):
             unused[key] = f"{chosen} does not read it; in_context does"
         if self.encoder_type != "standard":
             unused["encoder_norm_style"] = f"{chosen} is pre-norm"

@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from models.attention import attend
-from models.packing import Packing, Segments
+from models.packing import Packing
+from models.segments import Segments
 
 RMS_EPS = 1e-5
 ROPE_THETA = 10000.0

@@ -56,6 +56,15 @@ def post_norm_block(x: Tensor, block: Any, positions: Tensor) -> Tensor:
     return rms(x + swiglu(x, block.mlp))
 
 
+def within_parts(x: Tensor, block: Any, positions: Tensor, parts: Tensor) -> Tensor:
+    """The block on the tokens of each part alone."""
+    result = torch.zeros_like(x)
+    for part in parts.unique():
+        rows = torch.nonzero(parts == part).squeeze(-1)
+        result = result.index_copy(0, rows, post_norm_block(x[rows], block, positions[rows]))
+    return result
+
+
 def encoder_block(x: Tensor, block: Any, positions: Tensor, config: Any) -> Tensor:
     def scaled(residual: Any, branch: Tensor) -> Tensor:
         return branch if config.encoder_layer_scale_init is None else branch * residual.layer_scale.scale
@@ -127,10 +136,12 @@ def decoder_step(
     cells: Tensor,
     config: Any,
     context_positions: Tensor | None = None,
+    parts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One ACT step of one sample from the paper's pseudocode: (z_H, z_L, logits, q) over context and given cells.
 
-    Context tokens stand at 0, 1, ... where nothing else is said, the cells from `puzzle_emb_len` on.
+    Context tokens stand at 0, 1, ... where nothing else is said, the cells from `puzzle_emb_len` on. With `parts`, a
+    number for each token, every other block attends within a part, from the first on.
     """
     num_context = len(context)
     embedded = inner.embed_tokens.embedding_weight[tokens.long()[cells]]
@@ -140,8 +151,13 @@ def decoder_step(
     positions = torch.cat([context_positions, config.puzzle_emb_len + cells])
 
     def level(h: Tensor) -> Tensor:
-        for block in inner.L_level.layers:
-            h = mixer_block(h, block) if config.mlp_t else post_norm_block(h, block, positions)
+        for number, block in enumerate(inner.L_level.layers):
+            if config.mlp_t:
+                h = mixer_block(h, block)
+            elif parts is None or number % 2:
+                h = post_norm_block(h, block, positions)
+            else:
+                h = within_parts(h, block, positions, parts)
         return h
 
     for cycle in range(config.H_cycles):

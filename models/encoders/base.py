@@ -6,7 +6,7 @@ encoder is one file, whose class says its name with `@encoder("...")`, and one l
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -32,6 +32,8 @@ class EncoderOutput:
         coordinates: row and column of each context token on the canvas, for the other encodings (None: they are no
             cells).
         in_grid: the numbers of each context token in its grid (`models.grid_coordinates`; None: they are no cells).
+        pair_lengths: how many tokens each pair has, which follow one another behind the first token; where every other
+            layer of the decoder is to attend within a pair, and within first token and answer (None: no layer is).
     """
 
     context: Float[Tensor, "batch tokens hidden"]
@@ -40,6 +42,13 @@ class EncoderOutput:
     kl_loss: Float[Tensor, " batch"]
     coordinates: Int[Tensor, "batch tokens 2"] | None = None
     in_grid: Int[Tensor, "batch tokens 4"] | None = None
+    pair_lengths: Int[Tensor, "batch demos"] | None = None
+
+    def first_token_last(self) -> "EncoderOutput":
+        """The same tokens with the first one behind all others."""
+        names = ("context", "mask", "positions", "coordinates", "in_grid")
+        tokens = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return replace(self, **{name: value.roll(-1, 1) for name, value in tokens.items()})
 
 
 def fixed_length_output(

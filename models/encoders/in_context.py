@@ -6,6 +6,8 @@ Nothing says which pair it comes from: an embedding of pairs would let their ord
 from those of others by what they are aligned with and, where pairs differ in size or offset, by where they stand.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from config.arch_schema import EtrmArch
 from dataset.batches import Demonstrations
-from dataset.grids import CANVAS_SIDE, PAD, SEQ_LEN, VOCAB_SIZE
+from dataset.grids import PAD, SEQ_LEN, VOCAB_SIZE
 from models.canvas import extents_of
 from models.encoders.base import DemoEncoder, EncoderOutput, encoder, forward_dtype
 from models.grid_coordinates import ABSENT, grid_coordinates
@@ -35,25 +37,25 @@ class InContextEncoder(DemoEncoder):
         self.dtype = forward_dtype(config)
         self.first_position = config.puzzle_emb_len
         self.has_roles = config.context_tokens == "two"
+        self.alternates = config.context_attention == "alternate"
         self.first = nn.Parameter(trunc_normal_(torch.empty(hidden), hidden**-0.5))
         self.colour_embedding = TokenEmbedding(VOCAB_SIZE, hidden)  # `one`: of the input
         self.aligned_embedding = TokenEmbedding(VOCAB_SIZE, hidden)  # `one`: of the output
         self.role_embedding = TokenEmbedding(2, hidden) if self.has_roles else None
-        self.coordinates = CellCoordinates(hidden) if config.context_coordinates else None
 
     def encode(self, demonstrations: Demonstrations) -> EncoderOutput:
         """The context is as long as the batch's longest, whatever the number of slots: memory follows real tokens."""
-        index, mask = where_valid(self._shown(demonstrations))
-        num_places = demonstrations.inputs[0].numel()
-        role, place = index // num_places, index % num_places
-        cells = place % SEQ_LEN
+        shown = self._shown(demonstrations)
+        index, mask = where_valid(shown.flatten(1))
+        cells, role = index % SEQ_LEN, index // SEQ_LEN % shown.shape[2]
+        place = index // (SEQ_LEN * shown.shape[2]) * SEQ_LEN + cells
         grids = [grid.flatten(1).gather(1, place).int() for grid in (demonstrations.inputs, demonstrations.labels)]
         inputs, outputs = (torch.where(mask, grid, PAD) for grid in grids)
         own, aligned = torch.where(role == 0, inputs, outputs), torch.where(role == 0, outputs, inputs)
         context = F.embedding((role * VOCAB_SIZE + own) * VOCAB_SIZE + aligned, self._token_table())
-        if self.coordinates is not None:
-            context = context + self.coordinates(cells, self.dtype)
-        return self._behind_the_first(context, mask, cells, self._in_grid(demonstrations, cells, place // SEQ_LEN))
+        in_grid = self._in_grid(demonstrations, cells, place // SEQ_LEN)
+        output = self._behind_the_first(context, mask, cells, in_grid)
+        return replace(output, pair_lengths=shown.sum((2, 3))) if self.alternates else output
 
     def _in_grid(
         self, demonstrations: Demonstrations, cells: Int[Tensor, "batch tokens"], pair: Int[Tensor, "batch tokens"]
@@ -63,12 +65,12 @@ class InContextEncoder(DemoEncoder):
         first, end = (bound.gather(1, index) for bound in extents_of(demonstrations.inputs))
         return grid_coordinates(cells, first, end)
 
-    def _shown(self, demonstrations: Demonstrations) -> Bool[Tensor, "batch slots"]:
-        """Which slots give a token: all places of the pairs, with roles those of the inputs before the outputs'."""
-        has_cell = torch.stack([demonstrations.inputs != PAD, demonstrations.labels != PAD], dim=1)  # (b, 2, k, 900)
+    def _shown(self, demonstrations: Demonstrations) -> Bool[Tensor, "batch demos roles 900"]:
+        """Which places give a token, pair by pair; with roles those of the input and those of the output."""
+        has_cell = torch.stack([demonstrations.inputs != PAD, demonstrations.labels != PAD], dim=2)
         if not self.has_roles:
-            has_cell = has_cell.any(dim=1, keepdim=True)
-        return (has_cell & demonstrations.mask[:, None, :, None]).flatten(1)
+            has_cell = has_cell.any(dim=2, keepdim=True)
+        return has_cell & demonstrations.mask[..., None, None]
 
     def _token_table(self) -> Float[Tensor, "rows hidden"]:
         """The embedding of each (role, colour, aligned colour)."""
@@ -95,19 +97,6 @@ class InContextEncoder(DemoEncoder):
             coordinates=torch.cat([coordinates_above_canvas(zero), coordinates_of_cells(cells)], dim=1),
             in_grid=torch.cat([torch.full_like(in_grid[:, :1], ABSENT), in_grid], dim=1),
         )
-
-
-class CellCoordinates(nn.Module):
-    """An embedding of a cell's row and one of its column, summed: what attention finds can tell where it was."""
-
-    def __init__(self, hidden_size: int):
-        super().__init__()
-        self.row_embedding = TokenEmbedding(CANVAS_SIDE, hidden_size)
-        self.column_embedding = TokenEmbedding(CANVAS_SIDE, hidden_size)
-
-    def forward(self, cells: Int[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape hidden"]:
-        row, column = coordinates_of_cells(cells).unbind(-1)
-        return self.row_embedding(row, dtype) + self.column_embedding(column, dtype)
 
 
 def where_valid(

@@ -77,8 +77,8 @@ class ReasoningLevel(nn.Module):
         rotary: Rotary | None,
     ) -> Float[Tensor, "n hidden"]:
         h = h + injection
-        for layer in self.layers:
-            h = layer(h, packing, rotary)
+        for number, layer in enumerate(self.layers):
+            h = layer(h, packing.of_layer(number), rotary)
         return h
 
 
@@ -208,11 +208,22 @@ class TRMEncoderInner(RecursiveDecoder):
         if active is None:
             active = torch.ones_like(tokens, dtype=torch.bool)
         carry = self._fitting(carry, num_context)
+        if context.pair_lengths is not None:
+            context = context.first_token_last()  # beside the answer's cells, with which it is one part
         packing = pack(torch.cat([context.mask, active], dim=1), by_view=packs_by_view(tokens.device, self.dtype))
+        first_token = packing.first_row
+        if context.pair_lengths is not None:
+            first_token = first_token + context.pair_lengths.sum(1)
+            packing = packing.alternating(self._parts(context.pair_lengths, active), max(num_context, 1 + SEQ_LEN))
         x, rotary = self._inputs(tokens, context, packing)
         z_H, z_L = self._reason(*carry.rows(packing), x, packing, rotary)
         logits = self._logits(z_H, packing)[:, num_context:]
-        return carry.updated(z_H, z_L, packing), logits, self._halting(z_H[packing.first_row])
+        return carry.updated(z_H, z_L, packing), logits, self._halting(z_H[first_token])
+
+    @staticmethod
+    def _parts(pair_lengths: Int[Tensor, "batch demos"], active: Bool[Tensor, "batch 900"]) -> Tensor:
+        """The lengths of a sample's pairs, and of what the answer is made of: the first token and the active cells."""
+        return torch.cat([pair_lengths, 1 + active.sum(1, keepdim=True)], dim=1)
 
     def _fitting(self, carry: InnerCarry, num_context: int) -> InnerCarry:
         """The carry; a padded one whose slots are not this context's starts afresh as a ragged one."""

@@ -18,9 +18,10 @@ from dataset.batches import Batch
 from models.act import StaticContextReasoner
 from models.encoders.base import EncoderOutput, packs_by_view
 from models.layers import CrossBlock, Linear, rms_norm
-from models.packing import Packing, Segments, ends_of, pack
+from models.packing import Packing, pack
 from models.recursive_reasoning.carry import TRMEncoderInnerCarry
 from models.recursive_reasoning.decoder import RecursiveDecoder
+from models.segments import Segments, ends_of
 from models.text_reasoning import TextReasoningModule
 
 

@@ -27,7 +27,15 @@ from tests.reference import decoder_step
 Load = Callable[..., TrainConfig]
 IN_CONTEXT = "arch.encoder_type=in_context"
 ONE, TWO = "arch.context_tokens=one", "arch.context_tokens=two"
-VARIANTS = [(ONE,), (TWO,), (ONE, "arch.context_coordinates=true"), (TWO, "arch.context_coordinates=true")]
+ALTERNATE = ("arch.context_attention=alternate", "arch.L_layers=2")
+VARIANTS = [
+    (ONE,),
+    (TWO,),
+    (ONE, "arch.context_coordinates=true"),
+    (TWO, "arch.context_coordinates=true"),
+    (ONE, *ALTERNATE),
+    (TWO, *ALTERNATE),
+]
 
 
 def encode(encoder: torch.nn.Module, batch: Batch) -> EncoderOutput:
@@ -38,8 +46,8 @@ def naive_context(encoder: Any, batch: Batch, sample: int) -> tuple[Tensor, list
     """One sample's tokens, cell by cell, and of each but the first its (pair, role, cell)."""
     colour, aligned = encoder.colour_embedding.embedding_weight, encoder.aligned_embedding.embedding_weight
     tokens, cells = [encoder.first], []
-    for role in range(2 if encoder.has_roles else 1):
-        for pair in torch.nonzero(batch["demo_mask"][sample]).flatten().tolist():
+    for pair in torch.nonzero(batch["demo_mask"][sample]).flatten().tolist():
+        for role in range(2 if encoder.has_roles else 1):
             grids = [batch[key][sample, pair].tolist() for key in ("demo_inputs", "demo_labels")]
             own, other = grids if role == 0 else reversed(grids)
             for cell in range(900):
@@ -99,8 +107,17 @@ def test_packed_steps_and_gradients_equal_a_naive_loop_over_samples(
             cells = torch.nonzero(active[i]).squeeze(-1)
             z_H, z_L = (z.expand(len(context) + len(cells), -1) for z in latents[i])
             positions = torch.tensor([0, *(16 + cell for _, _, cell in places)])
+            parts = torch.tensor([-1, *(pair for pair, *_ in places), *([-1] * len(cells))])
             z_H, z_L, logits, q = decoder_step(
-                inner, z_H, z_L, batch["inputs"][i], context, cells, config, context_positions=positions
+                inner,
+                z_H,
+                z_L,
+                batch["inputs"][i],
+                context,
+                cells,
+                config,
+                context_positions=positions,
+                parts=parts if config.context_attention == "alternate" else None,
             )
             latents[i] = z_H.detach(), z_L.detach()
             torch.testing.assert_close(outputs["logits"][i][cells], logits.float(), atol=1e-6, rtol=1e-6)
@@ -214,6 +231,11 @@ def test_valid_slots_come_in_their_order() -> None:
     index, there = where_valid(valid)
     assert index.tolist() == [[1, 3, 4], [0, 0, 0], [0, 0, 0]]
     assert there.tolist() == [[True, True, True], [False, False, False], [True, False, False]]
+
+
+def test_alternating_attention_needs_a_layer_that_reads(shrunk_config: Load) -> None:
+    with pytest.raises(ConfigError, match=r"context_attention=alternate.*L_layers=1.*2 or more"):
+        shrunk_config(IN_CONTEXT, "arch.context_attention=alternate", "arch.L_layers=1")
 
 
 def test_fixed_slots_are_refused_before_anything_starts(shrunk_config: Load) -> None:

@@ -87,6 +87,12 @@ CASES = {
         "parameters",
     ),
     "arch.context_tokens": Case(("one", "two"), "parameters", given=("arch.encoder_type=in_context",)),
+    "arch.context_attention": Case(
+        ("all", "alternate"),
+        "losses",
+        keeps=("parameters",),
+        given=("arch.encoder_type=in_context", "arch.L_layers=2"),
+    ),
     "arch.context_coordinates": Case(("false", "true"), "parameters", given=("arch.encoder_type=in_context",)),
     "arch.lpn_latent_dim": Case(("8", "16"), "parameters", given=("arch.encoder_type=lpn_variational",)),
     "arch.loss.kl_weight": Case(("0", "0.1"), "losses", given=("arch.encoder_type=hybrid_variational",)),
