@@ -37,7 +37,7 @@ MODELS = [
     pytest.param(ETRM, ("arch.encoder_type=hybrid_variational",), 3, id="hybrid_variational"),
     pytest.param(ETRM, ("arch.encoder_type=lpn_standard",), 2, id="lpn_standard"),
     pytest.param(ETRM, ("arch.encoder_type=lpn_variational",), 2, id="lpn_variational"),
-    pytest.param(ETRM, ("arch.encoder_type=in_context", "arch.context_coordinates=true"), 2, id="in_context"),
+    pytest.param(ETRM, ("arch.encoder_type=in_context", "arch.grid_coordinates=both"), 2, id="in_context"),
     pytest.param(ETRM, ALTERNATE, 2, id="in_context, alternating"),
     pytest.param(ETRMTRM, ("arch.recurrent_encoder_type=recurrent_standard",), 3, id="A"),
     pytest.param(ETRMTRM, ("arch.recurrent_encoder_type=trm_style",), 2, id="B"),

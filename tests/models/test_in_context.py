@@ -31,8 +31,8 @@ ALTERNATE = ("arch.context_attention=alternate", "arch.L_layers=2")
 VARIANTS = [
     (ONE,),
     (TWO,),
-    (ONE, "arch.context_coordinates=true"),
-    (TWO, "arch.context_coordinates=true"),
+    (ONE, "arch.grid_coordinates=both"),
+    (TWO, "arch.grid_coordinates=both"),
     (ONE, *ALTERNATE),
     (TWO, *ALTERNATE),
 ]

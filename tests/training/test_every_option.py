@@ -52,8 +52,16 @@ RULES = Case(
     keeps=("parameters",),
     given=("data=known_rules", "data.num_batches=4", "data.families=[permutation]", "data.sides=[2,3]"),
 )
-# Stages are followed in a whole run alone.
-TWO_STAGES = (*RULES.given, "data.stages=[{{threshold:0}},{{families:[swap]}}]", "data.measure_steps=2")
+# A curriculum is followed in a whole run alone.
+CURRICULUM = (
+    *RULES.given,
+    "data.families=[permutation,swap]",
+    "data.curriculum=[{{families:[permutation,swap],levels:[{{}}],threshold:0}}]",
+    "data.at_once=1",
+    "data.patience=1",
+    "data.measure_steps=2",
+)
+FOLLOWED = replace(RULES, keeps=("parameters", "log_lines"), given=CURRICULUM)
 # `{other_data}`, `{eager_decoder}`, `{llama}` and the like stand for paths.
 CASES = {
     "arch.hidden_size": Case(("32", "64"), "parameters"),
@@ -93,7 +101,7 @@ CASES = {
         keeps=("parameters",),
         given=("arch.encoder_type=in_context", "arch.L_layers=2"),
     ),
-    "arch.context_coordinates": Case(("false", "true"), "parameters", given=("arch.encoder_type=in_context",)),
+    "arch.grid_coordinates": Case(("none", "corner", "both"), "parameters"),
     "arch.lpn_latent_dim": Case(("8", "16"), "parameters", given=("arch.encoder_type=lpn_variational",)),
     "arch.loss.kl_weight": Case(("0", "0.1"), "losses", given=("arch.encoder_type=hybrid_variational",)),
     "arch.recurrent_encoder_type": replace(RECURRENT, values=("recurrent_standard", "trm_style"), acts_on="parameters"),
@@ -128,9 +136,11 @@ CASES = {
     "data.demos": replace(RULES, values=("[3,4]", "[1,2]")),
     "data.distinct": replace(RULES, values=("false", "true")),
     "data.translate": replace(RULES, values=("false", "true"), given=(*RULES.given, "arch.canvas=full")),
-    "data.stages": replace(RULES, values=("[]", "[{{families:[swap]}}]")),
-    "data.earlier_share": replace(RULES, values=("0", "1"), keeps=("parameters", "log_lines"), given=TWO_STAGES),
-    "data.measure_steps": replace(RULES, values=("2", "4"), keeps=("parameters", "log_lines"), given=TWO_STAGES),
+    "data.curriculum": replace(RULES, values=("[]", "[{{families:[permutation],levels:[{{sides:[5,5]}}]}}]")),
+    "data.at_once": replace(FOLLOWED, values=("1", "2")),
+    "data.patience": replace(FOLLOWED, values=("1", "100")),
+    "data.earlier_share": replace(FOLLOWED, values=("0", "1")),
+    "data.measure_steps": replace(FOLLOWED, values=("2", "100")),
     "data_paths": Case(("[{data}]", "[{other_data}]"), "losses"),
     "evaluators": Case(("[{{name: arc@ARC}}]", "[]"), "files", keeps=TRAINING),
     "global_batch_size": Case(("4", "2"), "losses"),
