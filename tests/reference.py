@@ -38,12 +38,27 @@ def self_attention(x: Tensor, attention: Any, positions: Tensor, qk_norm: bool =
     return torch.cat(outputs, -1) @ attention.o_proj.weight.T
 
 
-def cross_attention(x: Tensor, memory: Tensor, attention: Any) -> Tensor:
+def cross_attention(x: Tensor, memory: Tensor, attention: Any, places: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """With `places`, the positions of x and of the memory, queries and keys are rotated."""
     hidden, heads = x.shape[-1], attention.num_heads
     q = x @ attention.q_proj.weight.T
     k, v = (memory @ w.T for w in attention.kv_proj.weight.split(hidden))
-    parts = [slice(h * hidden // heads, (h + 1) * hidden // heads) for h in range(heads)]
-    return torch.cat([softmax_attention(q[:, p], k[:, p], v[:, p]) for p in parts], -1) @ attention.o_proj.weight.T
+    outputs = []
+    for h in range(heads):
+        part = slice(h * hidden // heads, (h + 1) * hidden // heads)
+        queries, keys = q[:, part], k[:, part]
+        if places is not None:
+            queries, keys = rotate(queries, places[0]), rotate(keys, places[1])
+        outputs.append(softmax_attention(queries, keys, v[:, part]))
+    return torch.cat(outputs, -1) @ attention.o_proj.weight.T
+
+
+def reading_block(x: Tensor, block: Any, positions: Tensor, evidence: tuple[Tensor, Tensor]) -> Tensor:
+    """Self-attention, then cross-attention to evidence (tokens and their positions), then SwiGLU."""
+    tokens, places = evidence
+    x = rms(x + self_attention(x, block.self_attn, positions))
+    x = rms(x + cross_attention(x, tokens, block.cross_attn, (positions, places)))
+    return rms(x + swiglu(x, block.mlp))
 
 
 def swiglu(x: Tensor, mlp: Any) -> Tensor:
@@ -137,11 +152,13 @@ def decoder_step(
     config: Any,
     context_positions: Tensor | None = None,
     parts: Tensor | None = None,
+    evidence: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One ACT step of one sample from the paper's pseudocode: (z_H, z_L, logits, q) over context and given cells.
 
     Context tokens stand at 0, 1, ... where nothing else is said, the cells from `puzzle_emb_len` on. With `parts`, a
-    number for each token, every other block attends within a part, from the first on.
+    number for each token, every other block attends within a part, from the first on. `evidence`, tokens and their
+    positions, is what blocks read.
     """
     num_context = len(context)
     embedded = inner.embed_tokens.embedding_weight[tokens.long()[cells]]
@@ -154,6 +171,8 @@ def decoder_step(
         for number, block in enumerate(inner.L_level.layers):
             if config.mlp_t:
                 h = mixer_block(h, block)
+            elif evidence is not None:
+                h = reading_block(h, block, positions, evidence)
             elif parts is None or number % 2:
                 h = post_norm_block(h, block, positions)
             else:

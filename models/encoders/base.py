@@ -31,8 +31,9 @@ class EncoderOutput:
         kl_loss: KL divergence of each sample, zeros for a deterministic encoder.
         coordinates: row and column of each context token on the canvas, for the other encodings (None: they are no
             cells).
-        pair_lengths: how many tokens each pair has, which follow one another behind the first token; where every other
-            layer of the decoder is to attend within a pair, and within first token and answer (None: no layer is).
+        is_read: the tokens behind the first one are evidence that the decoder's rows read; else they evolve with them.
+        pair_lengths: how many tokens each pair has, which follow one another behind the first token. Where they evolve,
+            every other layer of the decoder attends within a pair, and within first token and answer (None: no layer).
     """
 
     context: Float[Tensor, "batch tokens hidden"]
@@ -40,7 +41,19 @@ class EncoderOutput:
     positions: Int[Tensor, "batch tokens"]
     kl_loss: Float[Tensor, " batch"]
     coordinates: Int[Tensor, "batch tokens 2"] | None = None
+    is_read: bool = False
     pair_lengths: Int[Tensor, "batch demos"] | None = None
+
+    @property
+    def places(self) -> tuple[Tensor, Tensor | None]:
+        """Positions and coordinates, as `PositionEncoding.of_tokens` takes them."""
+        return self.positions, self.coordinates
+
+    def alone(self) -> "EncoderOutput":
+        """The first token without the others."""
+        names = ("context", "mask", "positions", "coordinates")
+        tokens = {name: value[:, :1] for name in names if (value := getattr(self, name)) is not None}
+        return replace(self, **tokens, is_read=False, pair_lengths=None)
 
     def first_token_last(self) -> "EncoderOutput":
         """The same tokens with the first one behind all others."""
