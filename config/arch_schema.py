@@ -98,6 +98,16 @@ class ArchConfig(Section):
         return False
 
     @property
+    def reads_memory(self) -> bool:
+        """Whether the decoder's blocks attend to evidence beside their own rows."""
+        return False
+
+    @property
+    def num_positions(self) -> int:
+        """How many positions `rope` tells apart: context slots, and cells behind them."""
+        return self.puzzle_emb_len + SEQ_LEN
+
+    @property
     def encoder_name(self) -> str:
         """The encoder, as run folders and reports call it."""
         return "none"
@@ -159,8 +169,8 @@ class EtrmArch(EncoderArch):
     encoder_set_layers: Positive
     lpn_latent_dim: Positive
     context_tokens: Literal["one", "two"] = "one"
-    context_mode: Literal["evolve"] = "evolve"
-    context_attention: Literal["all", "alternate"] = "all"
+    context_mode: Literal["evolve", "read"] = "evolve"
+    context_attention: Literal["all", "alternate", "pair"] = "all"
 
     @model_validator(mode="after")
     def _has_slots_to_mix(self) -> "EtrmArch":
@@ -172,13 +182,24 @@ class EtrmArch(EncoderArch):
         return self
 
     @model_validator(mode="after")
-    def _layers_alternate(self) -> "EtrmArch":
-        if self.encoder_type == "in_context" and self.context_attention == "alternate" and self.L_layers == 1:
+    def _attention_reaches_the_answer(self) -> "EtrmArch":
+        if self.encoder_type != "in_context" or self.context_mode != "evolve":
+            return self
+        if self.context_attention == "pair":
+            raise ValueError(
+                "arch.context_attention=pair keeps the decoder's own blocks from reading any demonstration: it needs "
+                "arch.context_mode=read"
+            )
+        if self.context_attention == "alternate" and self.L_layers == 1:
             raise ValueError(
                 "arch.context_attention=alternate lets every other layer attend within a pair, the first one too: "
                 "arch.L_layers=1 would read no demonstration, it must be 2 or more"
             )
         return self
+
+    @property
+    def reads_memory(self) -> bool:
+        return self.encoder_type == "in_context" and self.context_mode == "read"
 
     @property
     def encoder_name(self) -> str:
@@ -205,9 +226,12 @@ class EtrmArch(EncoderArch):
         return unused
 
     def _unused_in_context(self) -> dict[str, str]:
-        layers = ("num_layers", "norm_style", "layer_scale_init", "qk_norm", "pooling_method", "set_layers")
-        keys = (*(f"encoder_{key}" for key in layers), "lpn_latent_dim")
-        unused = dict.fromkeys(keys, "arch.encoder_type=in_context embeds cells and has no layers of its own")
+        keys = ("encoder_pooling_method", "encoder_set_layers", "lpn_latent_dim")
+        unused = dict.fromkeys(keys, "arch.encoder_type=in_context pools nothing")
+        if self.context_mode == "evolve":
+            layers = ("num_layers", "norm_style", "layer_scale_init", "qk_norm")
+            why = "arch.encoder_type=in_context with arch.context_mode=evolve has no layers of its own"
+            unused |= dict.fromkeys((f"encoder_{key}" for key in layers), why)
         if self.pos_encodings != "rope":
             unused["puzzle_emb_len"] = "arch.encoder_type=in_context has a token for each cell; rope alone counts by it"
         return unused

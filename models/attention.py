@@ -32,12 +32,14 @@ def attend(
     segments: Segments,
     *,
     runs: Runs | GatheredRuns | None = None,
+    keys_are_arranged: bool = False,
 ) -> Float[Tensor, "nq h d"]:
     """Scaled dot-product attention within each of s packed sequences, without causal mask.
 
     A query whose sequence has no key gets zeros. On CUDA in half precision this is one packed kernel. Elsewhere
     sequences of similar length are gathered into padded batches; `runs` says how, where that is known already, or that
-    the rows are arranged so (`Packing.runs`), which saves gather and scatter.
+    the rows are arranged so (`Packing.runs`), which saves gather and scatter. Keys that are arranged by
+    `GatheredRuns.k_index` already are told by `keys_are_arranged`.
     """
     if isinstance(runs, Runs):
         return attend_runs(q, k, v, runs.plan, runs.key_is_real)[0]
@@ -52,7 +54,9 @@ def attend(
         return q
     gathered = runs or length_runs(segments)
     plan, key_is_real = gathered.runs.plan, gathered.runs.key_is_real
-    out, _ = attend_runs(q[gathered.q_index], k[gathered.k_index], v[gathered.k_index], plan, key_is_real)
+    if not keys_are_arranged:
+        k, v = k[gathered.k_index], v[gathered.k_index]
+    out, _ = attend_runs(q[gathered.q_index], k, v, plan, key_is_real)
     return torch.zeros_like(q).index_copy(0, gathered.answered, out[gathered.live])
 
 

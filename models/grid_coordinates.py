@@ -30,7 +30,7 @@ def grid_coordinates(
 
 
 class GridCoordinates(nn.Module):
-    """The sum of an embedding for each number, of the scale of token embeddings.
+    """The sum of an embedding for each number, of unit scale; of zeros for a token that is absent from any grid.
 
     Args:
         kind: "corner": the first two numbers alone; "both": all four.
@@ -41,6 +41,11 @@ class GridCoordinates(nn.Module):
         self.tables = nn.ModuleList(TokenEmbedding(2 * CANVAS_SIDE, hidden_size) for _ in range(NUMBERS[kind]))
 
     def forward(self, numbers: Int[Tensor, "n 4"], dtype: torch.dtype) -> Float[Tensor, "n hidden"]:
-        index = (numbers + CANVAS_SIDE).clamp(0, 2 * CANVAS_SIDE - 1)
-        summed = sum(table(index[..., i], dtype) for i, table in enumerate(self.tables))
-        return torch.where(numbers[..., :1] == ABSENT, 0, summed)
+        index = (numbers + CANVAS_SIDE).clamp(min=0)
+        summed = torch.stack([table(index[:, axis], dtype) for axis, table in enumerate(self.tables)]).sum(0)
+        return torch.where(numbers[:, :1] == ABSENT, 0, summed.shape[-1] ** 0.5 * summed)
+
+
+def create_grid_coordinates(kind: str, hidden_size: int) -> GridCoordinates | None:
+    """What `arch.grid_coordinates` names."""
+    return None if kind == "none" else GridCoordinates(kind, hidden_size)

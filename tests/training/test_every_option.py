@@ -95,11 +95,12 @@ CASES = {
         "parameters",
     ),
     "arch.context_tokens": Case(("one", "two"), "parameters", given=("arch.encoder_type=in_context",)),
+    "arch.context_mode": Case(("evolve", "read"), "parameters", given=("arch.encoder_type=in_context",)),
     "arch.context_attention": Case(
-        ("all", "alternate"),
+        ("all", "alternate", "pair"),
         "losses",
         keeps=("parameters",),
-        given=("arch.encoder_type=in_context", "arch.L_layers=2"),
+        given=("arch.encoder_type=in_context", "arch.context_mode=read"),
     ),
     "arch.grid_coordinates": Case(("none", "corner", "both"), "parameters"),
     "arch.lpn_latent_dim": Case(("8", "16"), "parameters", given=("arch.encoder_type=lpn_variational",)),
@@ -210,7 +211,7 @@ TESTED_ELSEWHERE = {
     "arch.text_cache": "where latents lie changes no figure: test_trm_hybrid_training.py",
     "arch.text_batch_size": "batches change latents by rounding alone: test_latent_cache.py",
 }
-SINGLE_VALUE = ("arch.name", "arch.loss.name", "evaluators.name", "arch.H_layers", "arch.context_mode")
+SINGLE_VALUE = ("arch.name", "arch.loss.name", "evaluators.name", "arch.H_layers")
 
 
 def schema_keys(model: type[BaseModel], prefix: str = "") -> dict[str, list[Any]]:
