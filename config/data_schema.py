@@ -7,8 +7,7 @@ from pydantic import Field, model_validator
 
 from config.arch_schema import Condition
 from config.fields import Positive, Probability, Section
-from dataset.known_rules.curriculum import Lesson
-from dataset.known_rules.family import RuleError, TaskSettings
+from dataset.known_rules.family import Lesson, RuleError, TaskSettings
 from dataset.known_rules.generator import check_settings
 
 # By the name of the arch; every other arch reads demonstrations.

@@ -13,26 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.known_rules.family import TaskSettings
+from dataset.known_rules.family import Lesson
 from utils import distributed
 from utils.distributed import Ranks
 
 MIN_MEASURED = 64  # samples of a lesson, before its exact match is believed
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """Tasks of one family and one difficulty.
-
-    threshold: the share of exactly right answers with which it is read.
-    """
-
-    settings: TaskSettings
-    threshold: float
-
-    @property
-    def family(self) -> str:
-        return self.settings.families[0]
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,21 @@ class TaskSettings:
     distinct: bool = False
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """Tasks of one family and one difficulty.
+
+    threshold: the share of exactly right answers with which it is read.
+    """
+
+    settings: TaskSettings
+    threshold: float
+
+    @property
+    def family(self) -> str:
+        return self.settings.families[0]
+
+
 class Family(ABC):
     """Rules of one kind.
 

@@ -14,8 +14,8 @@ from dataset.augment import apply_dihedral
 from dataset.batches import Batch
 from dataset.grids import COLOR_OFFSET, Grid
 from dataset.known_rules.color_families import cycle_lengths, moved_colors
-from dataset.known_rules.curriculum import Curriculum, Lesson
-from dataset.known_rules.family import RuleError, RuleSplit, TaskSettings, is_held_out_grid, same
+from dataset.known_rules.curriculum import Curriculum
+from dataset.known_rules.family import Lesson, RuleError, RuleSplit, TaskSettings, is_held_out_grid, same
 from dataset.known_rules.generator import (
     FAMILIES,
     KnownTask,

@@ -11,8 +11,7 @@ from checkpoints.checkpoint import open_checkpoint
 from config.data_schema import KnownRulesData
 from config.schema import ConfigError, TrainConfig, load_config, run_folder
 from dataset.build_known_rules import build_known_rules, main
-from dataset.known_rules.curriculum import Lesson
-from dataset.known_rules.family import TaskSettings
+from dataset.known_rules.family import Lesson, TaskSettings
 from dataset.known_rules.source import KnownRulesSource
 from dataset.store import DatasetError, load_store
 from tests.processes import hashes, log_lines
