@@ -17,6 +17,7 @@ from config.schema import TrainConfig
 from dataset.batches import Batch
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.grids import VOCAB_SIZE
+from inference.control_table import CONDITIONAL, FAMILY_MEASURES, PREFIX, READING_GAIN
 from inference.controls import (
     Control,
     deranged,
@@ -33,16 +34,6 @@ from models.losses import ACTLossHead
 from utils.distributed import Ranks, gather_lists
 
 CONTROL_SEED = 0  # not the run's: runs that differ in their seed are asked the same
-PREFIX = "eval/controls"
-READING_GAIN = "eval/reading_gain"
-# Controls that some queries do not allow; their places number the streams of what is drawn for them.
-CONDITIONAL = ("donor", "deranged", "order", "colors")
-FAMILY_MEASURES = (
-    "right_exact_accuracy",
-    "donor_exact_accuracy",
-    "donor_answer_share",
-    "chance_rule_exact_accuracy",
-)
 Record = dict[str, float]
 
 

@@ -75,7 +75,7 @@ class InContextEncoder(DemoEncoder):
         cells: Int[Tensor, "batch tokens"],
     ) -> EncoderOutput:
         """A cell has the place that the decoder's cell has; the first token stands above the canvas."""
-        zero = torch.zeros_like(cells[:, :1])
+        zero = cells.new_zeros(len(cells), 1)
         return EncoderOutput(
             context=torch.cat([self.first.to(self.dtype).expand(len(cells), 1, -1), context], dim=1),
             mask=torch.cat([torch.ones_like(zero, dtype=torch.bool), mask], dim=1),

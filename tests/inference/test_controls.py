@@ -1,7 +1,6 @@
 """Controls: what they make of a query, and that they tell a model that reads from one that does not."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +21,10 @@ from inference.controls import Control, deranged, first_demonstrations, recolore
 from inference.donors import Donors
 from inference.evaluation import evaluate
 from models import create_model
-from models.act import TRMEncoderCarry
 from models.canvas import task_canvas, with_canvas
 from models.encoders.base import EncoderOutput
-from models.losses import ACTLossHead, create_loss_head
+from models.losses import create_loss_head
 from models.recursive_reasoning.etrm import TRMWithEncoder
-from training.trainer import Trainer
 from utils.distributed import Ranks
 
 Config = Callable[..., TrainConfig]
@@ -79,12 +76,21 @@ class Copier(Reader):
         return super().rollout(copied | {"demo_mask": torch.ones_like(batch["demo_mask"][:, :1])}, canvas)
 
 
-class Blind(TRMWithEncoder):
-    """Has a decoder, whose context is zeroed."""
+class Seeing(TRMWithEncoder):
+    """Untrained, its decoder heeds the context hardly at all: here its deviations from the mean are made larger."""
+
+    loudness = 50
 
     def encode(self, data: Batch) -> EncoderOutput:
         found = super().encode(data)
-        return EncoderOutput(0 * found.context, found.mask, found.positions, found.kl_loss)
+        context = self.loudness * (found.context - found.context.mean(dim=1, keepdim=True))
+        return EncoderOutput(context, found.mask, found.positions, found.kl_loss)
+
+
+class Blind(Seeing):
+    """Its context is zeroed."""
+
+    loudness = 0
 
 
 def measured(
@@ -131,7 +137,7 @@ def test_a_model_that_ignores_its_demonstrations_gains_nothing(
 def test_a_zeroed_context_gives_the_same_figures_with_right_and_donors_demonstrations(
     shrunk_config: Config, rules: PuzzleStore
 ) -> None:
-    blind, seeing = (measured(shrunk_config(*TINY), model, rules) for model in (Blind, TRMWithEncoder))
+    blind, seeing = (measured(shrunk_config(*TINY), model, rules) for model in (Blind, Seeing))
     key = "eval/controls/{}_accuracy"
     for control in ("donor", "deranged", "none", "order", "demos_1", "demos_2"):
         assert blind[key.format(control)] == blind[key.format("right")], control
@@ -296,5 +302,6 @@ def test_every_system_can_be_asked_without_demonstrations(
         if mixed:  # beside queries that have theirs
             asked |= {key: torch.cat([batch[key][:3], asked[key][3:]]) for key in model.condition_keys}
         *_, outputs = model.rollout(asked)
+        assert outputs["logits"].shape == (*batch["inputs"].shape, VOCAB_SIZE)
         assert outputs["logits"].isfinite().all()
         assert outputs["q_halt_logits"].isfinite().all()
