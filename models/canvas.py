@@ -12,6 +12,15 @@ from torch import Tensor
 from dataset.batches import Batch
 from dataset.grids import CANVAS_SIDE, COLOR_OFFSET, SEQ_LEN
 
+# Optional key of a batch in evaluation: (B, 2, 2), the canvas' first rows and columns and its ends, which then counts
+# instead of what the demonstrations say.
+CANVAS_KEY = "canvas_bounds"
+
+
+def with_canvas(batch: Batch) -> Batch:
+    """The batch with its canvases fixed: other demonstrations in it will not change them."""
+    return batch | {CANVAS_KEY: torch.stack(task_canvas_bounds(batch, include_labels=False), dim=1)}
+
 
 def full_canvas(inputs: Tensor) -> Bool[Tensor, "batch 900"]:
     """All cells."""
@@ -33,8 +42,11 @@ def task_canvas_bounds(batch: Batch, *, include_labels: bool) -> tuple[Int[Tenso
 
     Args:
         batch: `demo_inputs`, `demo_labels` (B, K, 900), `demo_mask` (B, K), `inputs` (B, 900); `labels` are read only
-            with `include_labels`.
+            with `include_labels`. A `CANVAS_KEY` in it is the answer, where labels are not to be read.
     """
+    if CANVAS_KEY in batch and not include_labels:
+        start, end = batch[CANVAS_KEY].unbind(1)
+        return start, end
     shown = batch["demo_mask"][..., None]
     sizes = []
     for key in ("demo_inputs", "demo_labels"):

@@ -18,6 +18,7 @@ from dataset.batches import Batch
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.sources import SampleResults, TrainSource
 from dataset.trained_on import TrainedOn
+from inference.control_measures import create_controls
 from inference.evaluation import Evaluation, evaluate
 from learning.guards import NonFiniteError
 from learning.learner import Learner
@@ -171,6 +172,7 @@ class Trainer:
                 workers=self.config.data_workers,
                 description=description,
                 stop=self.stop,
+                controls=create_controls(self.config, self.head, self.eval_data, self.ranks),
             )
 
     def averaged_weights(self) -> AbstractContextManager[None]:

@@ -74,7 +74,7 @@ class CellTokens(nn.Module):
         index = pair[..., None].expand(-1, -1, 2)
         first, end = (bound.gather(1, index) for bound in extents_of(demonstrations.inputs))
         numbers = grid_coordinates(cells, first, end)
-        return torch.cat([torch.full_like(numbers[:, :1], ABSENT), numbers], dim=1)
+        return torch.cat([numbers.new_full((len(cells), 1, 4), ABSENT), numbers], dim=1)
 
     def _shown(self, demonstrations: Demonstrations) -> Bool[Tensor, "batch demos roles 900"]:
         """Which places give a token, pair by pair; with roles those of the input and those of the output."""
@@ -99,7 +99,7 @@ class CellTokens(nn.Module):
         pair_lengths: Int[Tensor, "batch demos"],
     ) -> EncoderOutput:
         """A cell has the place that the decoder's cell has; the first token stands above the canvas."""
-        zero = torch.zeros_like(cells[:, :1])
+        zero = cells.new_zeros(len(cells), 1)
         return EncoderOutput(
             context=torch.cat([self.first.to(self.dtype).expand(len(cells), 1, -1), context], dim=1),
             mask=torch.cat([torch.ones_like(zero, dtype=torch.bool), mask], dim=1),

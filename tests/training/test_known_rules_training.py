@@ -10,11 +10,12 @@ import pytest
 from checkpoints.checkpoint import open_checkpoint
 from config.data_schema import KnownRulesData
 from config.schema import ConfigError, TrainConfig, load_config, run_folder
-from dataset.build_known_rules import build_known_rules, main
+from dataset.build_known_rules import main
 from dataset.known_rules.family import Lesson, TaskSettings
 from dataset.known_rules.source import KnownRulesSource
 from dataset.store import DatasetError, load_store
 from tests.processes import hashes, log_lines
+from tests.run_fixtures import RULES_OPTIONS
 from training.loop import fit
 from training.sources import create_train_source
 from utils.distributed import Ranks
@@ -35,15 +36,6 @@ SHORT = (
     "log_predictions_every=0",
 )
 Config = Callable[..., TrainConfig]
-OPTIONS = TaskSettings(("permutation", "dihedral"), sides=(2, 3))
-
-
-@pytest.fixture(scope="module")
-def rules_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve training tasks of two families, six held-out ones."""
-    folder = tmp_path_factory.mktemp("rules") / "data"
-    build_known_rules(folder, OPTIONS, train=12, held_out=6, seed=1)
-    return folder
 
 
 @pytest.fixture
@@ -153,7 +145,7 @@ def test_ranks_that_cannot_share_a_batch_are_refused(rules_config: Config, rules
 def test_a_fixed_set_has_trained_and_held_out_tasks_of_each_family_in_turn(rules_dataset: Path) -> None:
     metadata = load_store(rules_dataset).metadata
     asked = [i for i, split in zip(metadata.puzzle_ids, metadata.puzzle_splits, strict=True) if split == "test"]
-    assert asked == [f"{name}-held_out-{i:06d}" for i, name in enumerate(OPTIONS.families * 3)]
+    assert asked == [f"{name}-held_out-{i:06d}" for i, name in enumerate(RULES_OPTIONS.families * 3)]
     assert len(metadata.puzzle_ids) - len(asked) + len(load_store(rules_dataset).manifest.dropped) == 12
     assert metadata.build["known_rules"] == {
         "families": ["permutation", "dihedral"],
@@ -167,7 +159,7 @@ def test_a_fixed_set_has_trained_and_held_out_tasks_of_each_family_in_turn(rules
 def test_the_command_line_builds_the_same_set(rules_dataset: Path, tmp_path: Path) -> None:
     arguments = [
         "--families",
-        *OPTIONS.families,
+        *RULES_OPTIONS.families,
         "--sides",
         "2",
         "3",
