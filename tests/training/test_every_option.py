@@ -169,6 +169,7 @@ CASES = {
     "ema": Case(("true", "false"), "files", keeps=TRAINING),
     "ema_rate": Case(("0.9", "0.1"), "evaluation", keeps=TRAINING),
     "load_pretrained_decoder": Case(("null", "{eager_decoder}"), "losses", keeps=("parameters",)),
+    "load_pretrained_encoder": Case(("null", "{eager_decoder}"), "losses", keeps=("parameters",)),
     "max_eval_augmentations": Case(("1", "3"), "evaluation", keeps=TRAINING),
     # Variance over the samples of a batch of one is not defined, so it is not logged.
     "eval_batch_size": Case(("8", "1"), "evaluation", keeps=(*TRAINING, "submission")),
