@@ -194,8 +194,13 @@ CASES = {
 }
 TESTED_ELSEWHERE = {
     **{
-        f"data.stages.{key}": "a stage of a list: test_known_rules_training.py"
-        for key in ("families", "sides", "colors", "distinct", "threshold", "max_batches")
+        f"data.curriculum.{key}": "a track of a list: test_known_rules_training.py"
+        for key in (
+            "families",
+            "levels",
+            "threshold",
+            *(f"levels.{key}" for key in ("sides", "colors", "demos", "distinct")),
+        )
     },
     "data.name": "each arch reads one kind of source: test_sources.py",
     "data_workers": "test_batches_come_from_as_many_workers_as_asked_for, below",
