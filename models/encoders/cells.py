@@ -6,6 +6,7 @@ Nothing says which pair it comes from: an embedding of pairs would let their ord
 from those of others by what they are aligned with and, where pairs differ in size or offset, by where they stand.
 """
 
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -32,6 +33,8 @@ class CellConfig(HasDtype, Protocol):
     def context_tokens(self) -> str: ...
     @property
     def context_coordinates(self) -> bool: ...
+    @property
+    def query_as_context(self) -> bool: ...
 
 
 class CellTokens(nn.Module):
@@ -47,6 +50,7 @@ class CellTokens(nn.Module):
         self.dtype = forward_dtype(config)
         self.first_position = config.puzzle_emb_len
         self.has_roles = config.context_tokens == "two"
+        self.embeds_query = config.query_as_context
         self.first = nn.Parameter(trunc_normal_(torch.empty(hidden), hidden**-0.5))
         self.colour_embedding = TokenEmbedding(VOCAB_SIZE, hidden)  # `one`: of the input
         self.aligned_embedding = TokenEmbedding(VOCAB_SIZE, hidden)  # `one`: of the output
@@ -62,10 +66,21 @@ class CellTokens(nn.Module):
         grids = [grid.flatten(1).gather(1, place).int() for grid in (demonstrations.inputs, demonstrations.labels)]
         inputs, outputs = (torch.where(mask, grid, PAD) for grid in grids)
         own, aligned = torch.where(role == 0, inputs, outputs), torch.where(role == 0, outputs, inputs)
-        context = F.embedding((role * VOCAB_SIZE + own) * VOCAB_SIZE + aligned, self._token_table())
+        table = self._token_table()
+        context = F.embedding((role * VOCAB_SIZE + own) * VOCAB_SIZE + aligned, table)
         if self.coordinates is not None:
             context = context + self.coordinates(cells, self.dtype)
-        return self._behind_the_first(context, mask, cells, shown.sum((2, 3)))
+        output = self._behind_the_first(context, mask, cells, shown.sum((2, 3)))
+        return self._with_query(output, table) if self.embeds_query else output
+
+    def _with_query(self, output: EncoderOutput, table: Float[Tensor, "rows hidden"]) -> EncoderOutput:
+        """A query's cell is like an input's whose output is not known, so that it can be matched with those."""
+        canvas = torch.arange(SEQ_LEN, device=table.device)
+        return replace(
+            output,
+            query_tokens=table.unflatten(0, (-1, VOCAB_SIZE, VOCAB_SIZE))[0, :, PAD],
+            query_places=None if self.coordinates is None else self.coordinates(canvas, self.dtype),
+        )
 
     def _shown(self, demonstrations: Demonstrations) -> Bool[Tensor, "batch demos roles 900"]:
         """Which places give a token, pair by pair; with roles those of the input and those of the output."""
@@ -120,13 +135,9 @@ def evidence_packing(tokens: EncoderOutput, scope: str) -> Packing:
     Args:
         scope: what layers attend within: `all` of a task, a `pair`, or both in turn (`alternate`).
     """
-    mask, context = tokens.mask[:, 1:], tokens.context
-    packing = pack(mask, by_view=packs_by_view(mask.device, context.dtype))
-    if scope == "all":
-        return packing
-    assert tokens.pair_lengths is not None
-    packing = packing.alternating(tokens.pair_lengths, mask.shape[1])
-    return packing if scope == "alternate" or packing.parts is None else packing.parts
+    mask = tokens.mask[:, 1:]
+    packing = pack(mask, by_view=packs_by_view(mask.device, tokens.context.dtype))
+    return packing.scoped(scope, tokens.pair_lengths, mask.shape[1])
 
 
 def where_valid(
