@@ -42,7 +42,7 @@ class AdaptOptions(Section):
     act_steps: Positive | None = None
     ema_rate: Beta = 0.97
     translate: bool = True
-    fork_every: NonNegative = 5
+    fork_every: NonNegative = 4
     agreement_views: Positive = 8
     pooled_marks: Positive = 3
     stop_when_consistent: bool = True

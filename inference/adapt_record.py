@@ -116,6 +116,7 @@ class AdaptRecord:
                     f"--output-dir {self.folder}: holds an evaluation with {key}={_short(before.get(key))}, asked is "
                     f"{_short(settings.get(key))}; name another folder, or move this one away"
                 )
+            self._tidy()
             return
         if self.folder.is_dir() and any(self.folder.iterdir()):
             raise AdaptError(
@@ -123,6 +124,11 @@ class AdaptRecord:
             )
         (self.folder / ANSWERED_FOLDER).mkdir(parents=True, exist_ok=True)
         write_json(path, settings)
+
+    def _tidy(self) -> None:
+        """Remove what a process that was killed left half-written."""
+        for path in (self.folder / ANSWERED_FOLDER).glob(".*.tmp-*"):
+            path.unlink()
 
     def path_of(self, number: int) -> Path:
         return self.folder / ANSWERED_FOLDER / f"{number:04d}.json"
