@@ -5,7 +5,7 @@ leads to is never seen. The base's weights are copied for each task, so they kee
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,8 @@ from dataset.store import PuzzleStore
 from evaluators.arc import ARC
 from evaluators.eos_utils import compute_exact_match
 from inference.adapt_answers import Mark, Votes, answer_of, voted
-from inference.adapt_options import AdaptOptions, Budget, mark_updates
+from inference.adapt_options import AdaptError, AdaptOptions, Budget, mark_updates
+from inference.adapt_systems import refusal, with_new_identifiers
 from inference.adapt_views import TaskViews, asked_of_the_others, task_key
 from inference.adapt_weights import Course, create_task_learner
 from models import create_model
@@ -87,15 +88,14 @@ class _Asking:
         self.left_out: Batch | None = None
         everything = range(self.count)
         if self.count >= 2:
-            self.explained = self._of_the_others(everything, 1, key, config.max_demos)
+            self.explained = self._of_the_others(everything, 1, config.max_demos)
         self.out = key % self.count
         if self.count >= 3 and options.fork_every:
-            views = options.agreement_views
-            batch = asked_of_the_others(store, everything, [self.out], key, views=views, max_demos=config.max_demos)
-            self.left_out = self._moved(batch)
+            self.left_out = self._of_the_others([self.out], options.agreement_views, config.max_demos)
 
-    def _of_the_others(self, pairs: range, views: int, key: int, max_demos: int) -> Batch:
-        return self._moved(asked_of_the_others(self.store, pairs, pairs, key, views=views, max_demos=max_demos))
+    def _of_the_others(self, asked: Sequence[int], views: int, max_demos: int) -> Batch:
+        pairs = range(self.count)
+        return self._moved(asked_of_the_others(self.store, pairs, asked, views=views, max_demos=max_demos))
 
     def _moved(self, batch: Batch) -> Batch:
         return {key: value.to(self.device) for key, value in batch.items()}
@@ -138,11 +138,12 @@ class _Session:
         stop: Any,
     ):
         self.began = time.monotonic()
-        self.base, self.config, self.options, self.budget = model.eval(), config, options, budget
+        self.config, self.options, self.budget = config, options, budget
         self.task, self.tell, self.stop = without_outputs(task), tell, stop
         self.device = next(model.parameters()).device
         self.key = task_key(self.task, options.seed, "answer")
         store = store_of_tasks([self.task], options.votes - 1, self.key)
+        self.base = with_new_identifiers(model.eval(), config.arch, store.metadata)
         self.asking = _Asking(store, self.key, config, options, self.device)
         self.marks: list[Mark] = []
         self.updates, self.mark_seconds, self.update_seconds = 0, 0.0, 0.0
@@ -224,6 +225,7 @@ class _Session:
             views=options.views,
             max_demos=self.config.max_demos,
             translate=options.translate,
+            versions=None if self.base.reads_demonstrations else self.asking.store,
         )
         learner = create_task_learner(start, self.config.arch, options)
         learner.model.train()
@@ -312,9 +314,11 @@ def adapt(
         stop: as soon as it is true, what there is answers.
 
     Raises:
-        AdaptError: options and budget do not go together.
+        AdaptError: options and budget do not go together, or the system cannot be adapted.
     """
     budget.check(options)
+    if why := refusal(config.arch, options):
+        raise AdaptError(why)
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
     with one_thread(device), torch.random.fork_rng(devices=devices):

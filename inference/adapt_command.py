@@ -35,14 +35,13 @@ def evaluate_adapted(arguments: argparse.Namespace, asked: Asked, ranks: Ranks) 
 
 def _evaluated(arguments: argparse.Namespace, asked: Asked, folder: Path, ranks: Ranks) -> dict[str, float]:
     checkpoint = distributed.on_first_rank(lambda: open_checkpoint(arguments.checkpoint), ranks)
-    store, tasks = distributed.together(lambda: _asked_for(arguments, checkpoint), ranks)
+    store, tasks = distributed.together(lambda: _asked_for(arguments, asked, checkpoint), ranks)
     work = Work(
         checkpoint=checkpoint,
         averaged=not arguments.raw,
         options=asked.options,
         budget=asked.budget,
         device=str(ranks.device),
-        metadata=store.metadata,
         total_seconds=arguments.total_seconds,
         jobs=arguments.jobs,
     )
@@ -57,8 +56,8 @@ def _evaluated(arguments: argparse.Namespace, asked: Asked, folder: Path, ranks:
     return metrics
 
 
-def _asked_for(arguments: argparse.Namespace, checkpoint: Checkpoint) -> tuple[PuzzleStore, list[Task]]:
-    if why := refusal(config_of(checkpoint).arch):
+def _asked_for(arguments: argparse.Namespace, asked: Asked, checkpoint: Checkpoint) -> tuple[PuzzleStore, list[Task]]:
+    if why := refusal(config_of(checkpoint).arch, asked.options):
         raise CheckpointError(f"{checkpoint.path}: {why}")
     store = load_stores(tuple(arguments.data_paths) or tuple(checkpoint.config["data_paths"]))
     puzzles = [] if arguments.puzzles is None else read_puzzle_list(arguments.puzzles)

@@ -19,7 +19,7 @@ from inference.adapt import adapt
 from inference.adapt_options import AdaptOptions, Budget
 from inference.adapt_record import AdaptRecord, Answered
 from inference.adapt_workers import worked_on
-from inference.restore import restore_model
+from inference.restore import restore_without_data
 from utils import distributed
 from utils.distributed import Ranks
 from utils.files import sha256_of
@@ -40,7 +40,6 @@ class Work:
     options: AdaptOptions
     budget: Budget | None
     device: str
-    metadata: Any
     total_seconds: float | None = None
     jobs: int = 1
 
@@ -171,7 +170,7 @@ def _announce(work: Work, total: int, waiting: int, used: float, ranks: Ranks) -
 def _answering(work: Work) -> Callable[[Any], Answered]:
     """What a process answers puzzles with."""
     device = torch.device(work.device)
-    model, config = restore_model(work.checkpoint, work.metadata, device, averaged=work.averaged)
+    model, config = restore_without_data(work.checkpoint, device, averaged=work.averaged)
 
     def answer(job: tuple[Task, Budget]) -> Answered:
         task, budget = job

@@ -16,7 +16,6 @@ from dataset.arc_tasks import Task
 from dataset.assemble import assemble, first_by_key
 from dataset.augment import NUM_DIHEDRAL
 from dataset.batches import Batch
-from dataset.grids import NUM_COLORS
 from dataset.store import PuzzleStore
 from models.act import EXPLORATION_KEY
 
@@ -30,6 +29,10 @@ def task_key(task: Task, seed: int, role: str) -> int:
     for grid in (*grids, *(pair.input for pair in task.test)):
         digest.update(repr(grid.shape).encode() + grid.tobytes())
     return int.from_bytes(digest.digest(), "little")
+
+
+# Of each view: transform, colours, number of the augmentation.
+Versions = tuple[UInt8[np.ndarray, " views"], UInt8[np.ndarray, "views 10"], Int64[np.ndarray, " views"]]
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,21 @@ class TaskViews:
         store: of this one task.
         pairs: two or more.
         key: as `task_key` gives it.
+        versions: a store whose augmentations are the only views, for a model that knows them by number (None: any).
     """
 
     def __init__(
-        self, store: PuzzleStore, pairs: Sequence[int], key: int, *, views: int, max_demos: int, translate: bool
+        self,
+        store: PuzzleStore,
+        pairs: Sequence[int],
+        key: int,
+        *,
+        views: int,
+        max_demos: int,
+        translate: bool,
+        versions: PuzzleStore | None = None,
     ):
-        self.store, self.pairs, self.key = store, np.array(pairs), key
+        self.store, self.pairs, self.key, self.versions = store, np.array(pairs), key, versions
         self.views, self.translate = views, translate
         self.slots = min(len(pairs) - 1, max_demos)
 
@@ -76,42 +88,54 @@ class TaskViews:
         places = draws[:, NUM_DRAWS + count :].reshape(self.views, slots + 1, 2)
         batch = draw_views(
             self.store,
-            np.floor(draws[:, 0] * NUM_DIHEDRAL).astype(np.uint8),
-            drawn_colors(draws[:, 1:10]),
+            *self._drawn_versions(draws),
             np.where(shown >= 0, self.pairs[shown], -1),
             self.pairs[asked],
             places if self.translate else None,
         )
         return {**batch, EXPLORATION_KEY: torch.from_numpy(draws[:, 11:13].astype(np.float32))}
 
+    def _drawn_versions(self, draws: Float64[np.ndarray, "views draws"]) -> Versions:
+        if self.versions is None:
+            dihedral = np.floor(draws[:, 0] * NUM_DIHEDRAL).astype(np.uint8)
+            return dihedral, drawn_colors(draws[:, 1:10]), np.zeros(len(draws), dtype=np.int64)
+        return versions_of(self.versions, np.floor(draws[:, 0] * len(self.versions.dihedral)).astype(np.int64))
+
+
+def versions_of(store: PuzzleStore, numbers: Int64[np.ndarray, " views"]) -> Versions:
+    """Augmentations of the one task of a store, by their numbers in its table."""
+    return store.dihedral[numbers], store.colors[numbers], numbers
+
 
 def draw_views(
     store: PuzzleStore,
     dihedral: UInt8[np.ndarray, " views"],
     colors: UInt8[np.ndarray, "views 10"],
+    numbers: Int64[np.ndarray, " views"],
     demo_pairs: Int64[np.ndarray, "views demos"],
     query_pairs: Int64[np.ndarray, " views"],
     translation: Float64[np.ndarray, "views examples 2"] | None = None,
 ) -> Batch:
-    """A batch of views of the one task of a store."""
+    """A batch of views of the one task of a store.
+
+    Args:
+        numbers: of the augmentations, which a TRM knows them by.
+    """
     grids = DrawnGrids(store.cells, store.grid_starts, store.grid_shapes, dihedral, colors)
     rows = np.arange(len(query_pairs))
-    return assemble(grids, np.zeros_like(rows), rows, demo_pairs, query_pairs, translation)
+    batch = assemble(grids, np.zeros_like(rows), rows, demo_pairs, query_pairs, translation)
+    return {**batch, "puzzle_identifiers": torch.from_numpy((numbers + 1).astype(np.int32))}
 
 
 def asked_of_the_others(
-    store: PuzzleStore, pairs: Sequence[int], asked: Sequence[int], key: int, *, views: int, max_demos: int
+    store: PuzzleStore, pairs: Sequence[int], asked: Sequence[int], *, views: int, max_demos: int
 ) -> Batch:
-    """Each of the pairs in `asked`, with the others of `pairs` shown: the task as it is, then random views of it."""
-    rng = np.random.Generator(np.random.Philox(key=np.array([key, 0], dtype=np.uint64)))
-    draws = rng.random((views, 1 + NUM_COLORS - 1))
-    dihedral, colors = np.floor(draws[:, 0] * NUM_DIHEDRAL).astype(np.uint8), drawn_colors(draws[:, 1:])
-    dihedral[0], colors[0] = 0, np.arange(NUM_COLORS)
+    """Each of the pairs in `asked`, with the others of `pairs` shown, in the store's first `views` augmentations."""
     shown = np.array([[pair for pair in pairs if pair != one][:max_demos] for one in asked])
+    numbers = np.arange(min(views, len(store.dihedral)))
     return draw_views(
         store,
-        np.tile(dihedral, len(asked)),
-        np.tile(colors, (len(asked), 1)),
-        np.repeat(shown, views, axis=0),
-        np.repeat(np.array(asked), views),
+        *versions_of(store, np.tile(numbers, len(asked))),
+        np.repeat(shown, len(numbers), axis=0),
+        np.repeat(np.array(asked), len(numbers)),
     )

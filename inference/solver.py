@@ -21,7 +21,7 @@ from dataset.arc_tasks import Task
 from dataset.build_arc_dataset import store_of_tasks
 from dataset.controls import ShuffledConditions
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
-from dataset.store import PuzzleStore, SplitManifest, describe
+from dataset.store import PuzzleStore
 from dataset.task_objects import tasks_from
 from evaluators.arc import ARC, Submission
 from inference.adapt import Tell, tell_nothing
@@ -31,7 +31,7 @@ from inference.adapt_options import AdaptOptions, Budget
 from inference.adapt_record import Answered
 from inference.adapt_systems import refusal
 from inference.evaluation import evaluate
-from inference.restore import config_of, restore_model
+from inference.restore import restore_without_data
 from inference.task_latents import attach_latents
 from inference.traces import QueryTrace, VotedGrid, plain_queries, trace_queries, with_votes
 from models.act import RecursiveReasoner
@@ -85,7 +85,7 @@ class Solver:
             ranks: divide what is asked, each on its own device (None: this process alone on `device`).
 
         Raises:
-            CheckpointError: missing or damaged, of another program, or a TRM's.
+            CheckpointError: missing or damaged, or of another program.
             ConfigError: `device` is not there.
         """
         ranks = Ranks(0, 1, distributed.choose_device(device)) if ranks is None else ranks
@@ -94,14 +94,7 @@ class Solver:
 
     @classmethod
     def _of(cls, checkpoint: Checkpoint, ranks: Ranks, *, averaged: bool) -> "Solver":
-        if isinstance(config_of(checkpoint).arch, TrmArch):
-            raise CheckpointError(
-                f"{checkpoint.path}: a TRM cannot solve a new task: it knows the puzzles of its training by number and "
-                "has never read a demonstration. An ETRM, an ETRMTRM or a TRM hybrid can (pretrain_etrm.py, "
-                "pretrain_etrmtrm.py, pretrain_trm_hybrid.py)"
-            )
-        no_puzzles = describe({"dihedral": np.zeros(0)}, SplitManifest(puzzles=(), dropped=()), {}, {})
-        model, config = restore_model(checkpoint, no_puzzles, ranks.device, averaged=averaged)
+        model, config = restore_without_data(checkpoint, ranks.device, averaged=averaged)
         return cls(model, config, checkpoint, ranks)
 
     def predict(
@@ -155,7 +148,7 @@ class Solver:
             AdaptError: options and budget do not go together.
             CheckpointError: a system that cannot be adapted.
         """
-        if why := refusal(self.config.arch):
+        if why := refusal(self.config.arch, options):
             raise CheckpointError(f"{self.checkpoint.path}: {why}")
         budget.check(options)
         mine = range(self.ranks.rank, len(tasks), self.ranks.world_size)
@@ -205,7 +198,14 @@ class Solver:
         Raises:
             ValueError: `votes` or `attempts` below 1, a negative seed, no tasks, two of one id.
             TextModelError: a TRM hybrid's language model or a text cannot be used.
+            CheckpointError: a TRM's, which must be adapted.
         """
+        if isinstance(self.config.arch, TrmArch):
+            raise CheckpointError(
+                f"{self.checkpoint.path}: a TRM cannot solve a new task: it knows the puzzles of its training by "
+                "number and has never read a demonstration. It can train on them (--adapt SECONDS); an ETRM, an ETRMTRM or a "
+                "TRM hybrid reads them (pretrain_etrm.py, pretrain_etrmtrm.py, pretrain_trm_hybrid.py)"
+            )
         _check(tasks, votes=votes, attempts=attempts, seed=seed)
         data = self.queries(store_of_tasks(tasks, votes - 1, seed))
         head = create_loss_head(self.config.arch, self.model)

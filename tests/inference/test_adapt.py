@@ -19,6 +19,7 @@ from inference.adapt_options import AdaptError, AdaptOptions, Budget, mark_updat
 from inference.adapt_record import Answered
 from inference.adapt_weights import create_task_learner
 from inference.solver import Solver
+from models.recursive_reasoning.trm import EMBEDDINGS
 
 TINY = (
     "arch.encoder_type=in_context",
@@ -135,6 +136,7 @@ def test_one_demonstration_is_left_out_of_three_or_more(solver: Solver) -> None:
         fork.views.store,
         np.zeros(4, dtype=np.uint8),
         np.tile(np.arange(10, dtype=np.uint8), (4, 1)),
+        np.zeros(4, dtype=np.int64),
         np.full((4, 1), -1),
         np.arange(4),
     )["inputs"]
@@ -326,6 +328,25 @@ def test_predict_takes_seconds_or_updates(solver: Solver) -> None:
     assert by_seconds.adaptation.seconds < 1.5
     assert by_updates.trace.votes == by_updates.adaptation.answer[0]
     assert by_updates.versions == 4
+
+
+def test_a_trm_learns_new_identifiers_and_its_weights(untrained: Callable[..., Path]) -> None:
+    run = untrained(*TINY[1:], config_name="cfg_pretrain_trm_arc_agi_1")
+    trm = Solver.load(run, device="cpu")
+    before = bits(trm.model.state_dict())
+    done = adapted(trm, blank_task(), QUICK.model_copy(update={"lr": 1e-2}), updates=121)
+    assert bits(trm.model.state_dict()) == before
+    rows = done.model.state_dict()[EMBEDDINGS]
+    assert len(rows) == 1 + QUICK.votes
+    assert not torch.equal(rows[1], rows[2])
+    assert done.marks[-1].loss is not None
+    assert done.marks[1].loss is not None
+    assert done.marks[-1].loss < done.marks[1].loss / 2
+    (solution,) = trm.predict(blank_task(), votes=4, adapt_updates=20, adapt_with=QUICK)
+    assert solution.adaptation is not None
+    for setting in ({"weights": "encoder_only"}, {"control": "votes"}):
+        with pytest.raises(AdaptError, match="TRM"):
+            adapted(trm, blank_task(), QUICK.model_copy(update=setting))
 
 
 def test_a_trm_hybrid_says_why_it_cannot(untrained: Callable[..., Path], tiny_llama: Path, tmp_path: Path) -> None:
