@@ -54,6 +54,7 @@ class ArchConfig(Section):
     puzzle_emb_len: Positive
     mlp_t: bool
     pos_encodings: Literal["rope", "rope2d", "learned"] = "rope"  # configs of runs from before it existed are read
+    grid_coordinates: Literal["none", "corner", "both"] = "none"
     forward_dtype: Literal["auto", "bfloat16", "float32"]
     canvas: Literal["task", "full"]
     halting: Literal["act", "fixed"]
@@ -95,6 +96,16 @@ class ArchConfig(Section):
     def is_variational(self) -> bool:
         """Whether the encoder samples, so that there is a KL divergence."""
         return False
+
+    @property
+    def reads_memory(self) -> bool:
+        """Whether the decoder's blocks attend to evidence beside their own rows."""
+        return False
+
+    @property
+    def num_positions(self) -> int:
+        """How many positions `rope` tells apart: context slots, and cells behind them."""
+        return self.puzzle_emb_len + SEQ_LEN
 
     @property
     def encoder_name(self) -> str:
@@ -158,8 +169,8 @@ class EtrmArch(EncoderArch):
     encoder_set_layers: Positive
     lpn_latent_dim: Positive
     context_tokens: Literal["one", "two"] = "one"
-    context_mode: Literal["evolve"] = "evolve"
-    context_coordinates: bool = False
+    context_mode: Literal["evolve", "read"] = "evolve"
+    context_attention: Literal["all", "alternate", "pair"] = "all"
 
     @model_validator(mode="after")
     def _has_slots_to_mix(self) -> "EtrmArch":
@@ -169,6 +180,26 @@ class EtrmArch(EncoderArch):
                 "for each cell of the demonstrations, needs arch.mlp_t=false"
             )
         return self
+
+    @model_validator(mode="after")
+    def _attention_reaches_the_answer(self) -> "EtrmArch":
+        if self.encoder_type != "in_context" or self.context_mode != "evolve":
+            return self
+        if self.context_attention == "pair":
+            raise ValueError(
+                "arch.context_attention=pair keeps the decoder's own blocks from reading any demonstration: it needs "
+                "arch.context_mode=read"
+            )
+        if self.context_attention == "alternate" and self.L_layers == 1:
+            raise ValueError(
+                "arch.context_attention=alternate lets every other layer attend within a pair, the first one too: "
+                "arch.L_layers=1 would read no demonstration, it must be 2 or more"
+            )
+        return self
+
+    @property
+    def reads_memory(self) -> bool:
+        return self.encoder_type == "in_context" and self.context_mode == "read"
 
     @property
     def encoder_name(self) -> str:
@@ -183,7 +214,7 @@ class EtrmArch(EncoderArch):
         chosen = f"arch.encoder_type={self.encoder_type}"
         if self.encoder_type == "in_context":
             return unused | self._unused_in_context()
-        for key in ("context_tokens", "context_mode", "context_coordinates"):
+        for key in ("context_tokens", "context_mode", "context_attention"):
             unused[key] = f"{chosen} does not read it; in_context does"
         if self.encoder_type != "standard":
             unused["encoder_norm_style"] = f"{chosen} is pre-norm"
@@ -195,9 +226,12 @@ class EtrmArch(EncoderArch):
         return unused
 
     def _unused_in_context(self) -> dict[str, str]:
-        layers = ("num_layers", "norm_style", "layer_scale_init", "qk_norm", "pooling_method", "set_layers")
-        keys = (*(f"encoder_{key}" for key in layers), "lpn_latent_dim")
-        unused = dict.fromkeys(keys, "arch.encoder_type=in_context embeds cells and has no layers of its own")
+        keys = ("encoder_pooling_method", "encoder_set_layers", "lpn_latent_dim")
+        unused = dict.fromkeys(keys, "arch.encoder_type=in_context pools nothing")
+        if self.context_mode == "evolve":
+            layers = ("num_layers", "norm_style", "layer_scale_init", "qk_norm")
+            why = "arch.encoder_type=in_context with arch.context_mode=evolve has no layers of its own"
+            unused |= dict.fromkeys((f"encoder_{key}" for key in layers), why)
         if self.pos_encodings != "rope":
             unused["puzzle_emb_len"] = "arch.encoder_type=in_context has a token for each cell; rope alone counts by it"
         return unused

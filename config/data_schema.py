@@ -3,11 +3,11 @@
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from config.arch_schema import Condition
 from config.fields import Positive, Probability, Section
-from dataset.known_rules.family import RuleError, Stage, TaskSettings
+from dataset.known_rules.family import Lesson, RuleError, TaskSettings
 from dataset.known_rules.generator import check_settings
 
 # By the name of the arch; every other arch reads demonstrations.
@@ -15,6 +15,9 @@ DEFAULT_SOURCES = {
     "recursive_reasoning.trm@TRM": "puzzle_id",
     "recursive_reasoning.trm_hybrid@HybridTRMModel": "text",
 }
+
+
+DEFAULT_THRESHOLD = 0.9
 
 
 class DataConfig(Section):
@@ -51,15 +54,21 @@ class TextData(DataConfig):
     condition: ClassVar[Condition] = "texts"
 
 
-class KnownRulesStage(Section):
-    """A stage of the curriculum: what it leaves out is as in the section."""
+class KnownRulesLevel(Section):
+    """A level of difficulty: what it leaves out is as in the section."""
 
-    families: tuple[str, ...] | None = None
     sides: tuple[Positive, Positive] | None = None
     colors: Positive | None = None
+    demos: tuple[Positive, Positive] | None = None
     distinct: bool | None = None
+
+
+class KnownRulesTrack(Section):
+    """Families that climb the same levels, each at its own pace; one is read with this share of exact answers."""
+
+    families: tuple[str, ...] = Field(min_length=1)
+    levels: tuple[KnownRulesLevel, ...] = Field(min_length=1)
     threshold: Probability = 0.9
-    max_batches: Positive | None = None
 
 
 class KnownRulesData(DataConfig):
@@ -74,38 +83,60 @@ class KnownRulesData(DataConfig):
     demos: tuple[Positive, Positive]
     distinct: bool
     translate: bool
-    stages: tuple[KnownRulesStage, ...]
+    curriculum: tuple[KnownRulesTrack, ...]
+    at_once: Positive
+    patience: Positive
     earlier_share: Probability
     measure_steps: Positive
 
     @model_validator(mode="after")
     def _has_rules(self) -> "KnownRulesData":
-        for index, stage in enumerate(self.curriculum_stages()):
-            try:
-                check_settings(stage.settings, "train")
-            except RuleError as error:
-                raise ValueError(f"data{f'.stages.{index}' if self.stages else ''}: {error}") from error
+        _check(self.own_settings(), "data")
+        named = [name for track in self.curriculum for name in track.families]
+        for name in named:
+            if name not in self.families or named.count(name) > 1:
+                raise ValueError(f"data.curriculum: the family '{name}' must be one of data.families, and named once")
+        for index, track in enumerate(self.curriculum):
+            for number, level in enumerate(track.levels):
+                settings = replace(self.own_settings(), families=track.families, **level.model_dump(exclude_none=True))
+                _check(settings, f"data.curriculum.{index}.levels.{number}")
         return self
 
-    def curriculum_stages(self) -> tuple[Stage, ...]:
-        """The stages; one of the section's own settings where it names none."""
-        own = TaskSettings(self.families, self.sides, self.colors, self.demos, self.distinct)
-        return tuple(_stage(stage, own) for stage in self.stages) or (Stage(own),)
+    def own_settings(self) -> TaskSettings:
+        """The tasks that the section itself describes."""
+        return TaskSettings(self.families, self.sides, self.colors, self.demos, self.distinct)
+
+    def ladders(self) -> list[list[Lesson]]:
+        """The lessons of each family: first those of the curriculum, in its order, then the others with one each."""
+        own = self.own_settings()
+        ladders = {
+            name: [_lesson(own, name, level, track.threshold) for level in track.levels]
+            for track in self.curriculum
+            for name in track.families
+        }
+        rest = (name for name in self.families if name not in ladders)
+        return [*ladders.values(), *([Lesson(replace(own, families=(name,)), DEFAULT_THRESHOLD)] for name in rest)]
 
     def unused_keys(self) -> dict[str, str]:
         unused = {
             "epochs": "data.num_batches says how long a run of known rules is",
             "query_sampling": "a task of known rules has one query",
         }
-        if len(self.stages) < 2:
-            unused |= dict.fromkeys(("data.earlier_share", "data.measure_steps"), "data.stages has no second stage")
+        if not self.curriculum:
+            keys = ("at_once", "patience", "earlier_share", "measure_steps")
+            unused |= {f"data.{key}": "data.curriculum is empty: all families from the start" for key in keys}
         return unused
 
 
-def _stage(stage: KnownRulesStage, settings: TaskSettings) -> Stage:
-    changed = stage.model_dump(exclude_none=True)
-    limits = {key: changed.pop(key) for key in ("threshold", "max_batches") if key in changed}
-    return Stage(replace(settings, **changed), **limits)
+def _check(settings: TaskSettings, where: str) -> None:
+    try:
+        check_settings(settings, "train")
+    except RuleError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _lesson(own: TaskSettings, family: str, level: KnownRulesLevel, threshold: float) -> Lesson:
+    return Lesson(replace(own, families=(family,), **level.model_dump(exclude_none=True)), threshold)
 
 
 AnyData = FewshotData | PuzzleIdData | TextData | KnownRulesData

@@ -110,6 +110,8 @@ class TrainConfig(Section):
 
     max_eval_augmentations: Positive | None
     eval_batch_size: Positive
+    eval_controls: bool = False
+    eval_control_queries: Positive = 256
     log_interval: Positive
     log_predictions_every: NonNegative
     checkpoint_every_eval: bool
@@ -218,6 +220,8 @@ class TrainConfig(Section):
         if isinstance(self.arch, HybridArch):
             why = "the TRM hybrid's language model is frozen, and nothing else encodes"
             unused |= dict.fromkeys(("encoder_lr_scale", "freeze_encoder"), why)
+        if not self.eval_controls:
+            unused["eval_control_queries"] = "eval_controls=false asks none"
         if self.optimizer != "muon":
             unused["muon_lr"] = f"optimizer={self.optimizer} has no matrices of its own rate; optimizer=muon has"
         if self.freeze_encoder:

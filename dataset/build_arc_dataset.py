@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from dataset.store import (
     DatasetError,
     DroppedPuzzle,
     ManifestPuzzle,
+    PuzzleRule,
     PuzzleStore,
     SplitManifest,
     check_output_folder,
@@ -75,10 +77,21 @@ def build_arrays(tasks: Sequence[Task], num_aug: int, seed: int) -> dict[str, np
     }
 
 
-def manifest_of(chosen: Sequence[SplitTask], dropped: Sequence[DroppedPuzzle] = ()) -> SplitManifest:
-    """What there is to know of chosen puzzles without their grids."""
+def manifest_of(
+    chosen: Sequence[SplitTask],
+    dropped: Sequence[DroppedPuzzle] = (),
+    rules: Mapping[str, PuzzleRule] = MappingProxyType({}),
+) -> SplitManifest:
+    """What there is to know of chosen puzzles without their grids; `rules` has those that are known, by puzzle id."""
     puzzles = (
-        ManifestPuzzle(id=task.id, subset=task.subset, split=split, puzzle_hash=puzzle_hash(hashes), pair_hashes=hashes)
+        ManifestPuzzle(
+            id=task.id,
+            subset=task.subset,
+            split=split,
+            puzzle_hash=puzzle_hash(hashes),
+            pair_hashes=hashes,
+            rule=rules.get(task.id),
+        )
         for task, split, hashes in chosen
     )
     return SplitManifest(puzzles=tuple(puzzles), dropped=tuple(dropped))

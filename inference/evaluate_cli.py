@@ -13,6 +13,8 @@ from config.schema import ConfigError, TrainConfig
 from dataset.controls import ShuffledConditions
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.store import DatasetError, DatasetMetadata, PuzzleStore, load_stores
+from inference.control_measures import create_controls
+from inference.control_table import control_table
 from inference.evaluation import Evaluation, evaluate
 from inference.restore import restore_model
 from inference.task_latents import attach_latents
@@ -22,6 +24,8 @@ from utils import distributed
 from utils.distributed import Ranks
 from utils.faults import memory_for
 from utils.together import divided_work
+
+log = logging.getLogger(__name__)
 
 
 def evaluate_checkpoint(
@@ -34,6 +38,8 @@ def evaluate_checkpoint(
     max_augmentations: int | None = None,
     batch_size: int | None = None,
     data_paths: Sequence[str] = (),
+    controls: bool | None = None,
+    control_queries: int | None = None,
     device: str = "auto",
     ranks: Ranks | None = None,
 ) -> Evaluation:
@@ -44,6 +50,8 @@ def evaluate_checkpoint(
         max_groups, max_augmentations: limits (None: the run's own).
         batch_size: queries at once (None: the run's own).
         data_paths: other data sets than the run's.
+        controls, control_queries: ask the controls, and of how many queries at most (None: as the run does). There are
+            none with `shuffle`.
         ranks: divide the queries, each on its own device (None: this process alone on `device`).
 
     Raises:
@@ -70,9 +78,24 @@ def evaluate_checkpoint(
     model, config, data = distributed.together(prepared, ranks)
     attach_latents(config, [data], ranks)
     head = create_loss_head(config.arch, model)
+    config = _with_controls(config, False if shuffle else controls, control_queries)
     seen = checkpoint.trained_on
     with memory_for("in the evaluation", f"lower --batch-size, which is {data.batch_size} queries at once"):
-        return evaluate(head, data, ranks, seen_pairs=seen.pair_hashes, unknown_origin=bool(seen.unknown_origin))
+        return evaluate(
+            head,
+            data,
+            ranks,
+            seen_pairs=seen.pair_hashes,
+            unknown_origin=bool(seen.unknown_origin),
+            controls=create_controls(config, head, data, ranks),
+        )
+
+
+def _with_controls(config: TrainConfig, controls: bool | None, control_queries: int | None) -> TrainConfig:
+    """The config with other controls than the run's, where something is given; a number of queries asks for them."""
+    asks = True if controls is None and control_queries else controls
+    given = {"eval_controls": asks, "eval_control_queries": control_queries}
+    return config.model_copy(update={key: value for key, value in given.items() if value is not None})
 
 
 def _query_options(config: TrainConfig, split: str, limits: dict[str, int | None]) -> dict[str, Any]:
@@ -107,7 +130,9 @@ def _refuse_other_identifiers(checkpoint: Checkpoint, metadata: DatasetMetadata)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line: prints the metrics as JSON, one to a line. Under torchrun the ranks divide the queries."""
+    """The command line: prints the metrics as JSON, one to a line, and on standard error the table of controls. Under
+    torchrun the ranks divide the queries.
+    """
     parser = argparse.ArgumentParser(prog="evaluate.py", description="Evaluate a checkpoint.")
     parser.add_argument("--checkpoint", required=True, help="a run folder (its newest checkpoint) or a checkpoint")
     parser.add_argument("--split", choices=("train", "test"), default="test")
@@ -117,13 +142,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-augmentations", type=int, help="votes a puzzle")
     parser.add_argument("--batch-size", type=int, help="queries at once; default: the run's eval_batch_size")
     parser.add_argument("--data-paths", nargs="+", default=(), help="other data sets than the run's")
+    parser.add_argument(
+        "--controls",
+        action=argparse.BooleanOptionalAction,
+        help="also ask with a donor's demonstrations, with none, in another order, ...; default: as the run does",
+    )
+    parser.add_argument("--control-queries", type=int, help="at most so many; default: the run's eval_control_queries")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for name in ("max_groups", "max_augmentations", "batch_size"):
+    for name in ("max_groups", "max_augmentations", "batch_size", "control_queries"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} {value}: must be 1 or more")
+    if arguments.shuffle and (arguments.controls or arguments.control_queries):
+        parser.error("--shuffle gives every query another puzzle's demonstrations; the controls need the right ones")
+    if arguments.control_queries and arguments.controls is False:
+        parser.error("--control-queries would change nothing: --no-controls asks none")
     with divided_work(arguments.device, (CheckpointError, DatasetError, ConfigError)) as ranks:
         found = evaluate_checkpoint(
             arguments.checkpoint,
@@ -134,7 +169,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             max_augmentations=arguments.max_augmentations,
             batch_size=arguments.batch_size,
             data_paths=arguments.data_paths,
+            controls=arguments.controls,
+            control_queries=arguments.control_queries,
             ranks=ranks,
         )
         if ranks.is_first:
+            for line in control_table(found.metrics).splitlines():
+                log.info("%s", line)
             sys.stdout.write(json.dumps(found.metrics, indent=0) + "\n")

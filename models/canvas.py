@@ -12,13 +12,22 @@ from torch import Tensor
 from dataset.batches import Batch
 from dataset.grids import CANVAS_SIDE, COLOR_OFFSET, SEQ_LEN
 
+# Optional key of a batch in evaluation: (B, 2, 2), the canvas' first rows and columns and its ends, which then counts
+# instead of what the demonstrations say.
+CANVAS_KEY = "canvas_bounds"
+
+
+def with_canvas(batch: Batch) -> Batch:
+    """The batch with its canvases fixed: other demonstrations in it will not change them."""
+    return batch | {CANVAS_KEY: torch.stack(task_canvas_bounds(batch, include_labels=False), dim=1)}
+
 
 def full_canvas(inputs: Tensor) -> Bool[Tensor, "batch 900"]:
     """All cells."""
     return torch.ones(len(inputs), SEQ_LEN, dtype=torch.bool, device=inputs.device)
 
 
-def _extents(tokens: Int[Tensor, "*shape 900"]) -> tuple[Int[Tensor, "*shape 2"], Int[Tensor, "*shape 2"]]:
+def extents_of(tokens: Int[Tensor, "*shape 900"]) -> tuple[Int[Tensor, "*shape 2"], Int[Tensor, "*shape 2"]]:
     """First row and column of each grid, and one past its last (0 and 0 where there is no grid)."""
     is_cell = tokens.unflatten(-1, (CANVAS_SIDE, CANVAS_SIDE)) >= COLOR_OFFSET
     along = torch.stack([is_cell.any(-1), is_cell.any(-2)], dim=-2)  # (..., 2, 30)
@@ -33,15 +42,18 @@ def task_canvas_bounds(batch: Batch, *, include_labels: bool) -> tuple[Int[Tenso
 
     Args:
         batch: `demo_inputs`, `demo_labels` (B, K, 900), `demo_mask` (B, K), `inputs` (B, 900); `labels` are read only
-            with `include_labels`.
+            with `include_labels`. A `CANVAS_KEY` in it is the answer, where labels are not to be read.
     """
+    if CANVAS_KEY in batch and not include_labels:
+        start, end = batch[CANVAS_KEY].unbind(1)
+        return start, end
     shown = batch["demo_mask"][..., None]
     sizes = []
     for key in ("demo_inputs", "demo_labels"):
-        first, end = _extents(batch[key])
+        first, end = extents_of(batch[key])
         sizes.append(torch.where(shown, end - first, 0))
     demo_in, demo_out = sizes  # (b, k, 2)
-    start, end = _extents(batch["inputs"])
+    start, end = extents_of(batch["inputs"])
     query = end - start
 
     # One constant ratio out/in: out_i · in_j = out_j · in_i against the pair with the largest input.
@@ -54,7 +66,7 @@ def task_canvas_bounds(batch: Batch, *, include_labels: bool) -> tuple[Int[Tenso
     size = torch.maximum(size, torch.where(is_constant & (ratio_in > 0), scaled, 0))
     canvas_end = start + size + 1
     if include_labels:
-        label_start, label_end = _extents(batch["labels"])
+        label_start, label_end = extents_of(batch["labels"])
         start = torch.where(label_end > 0, torch.minimum(start, label_start), start)
         canvas_end = torch.maximum(canvas_end, torch.where(label_end > 0, label_end + 1, 0))
     return start, canvas_end.clamp(max=CANVAS_SIDE)

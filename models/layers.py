@@ -15,7 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from models.attention import attend
-from models.packing import Packing, Segments
+from models.memory import Memory, Reading
+from models.packing import Packing
+from models.segments import Segments
 
 RMS_EPS = 1e-5
 ROPE_THETA = 10000.0
@@ -122,7 +124,11 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Queries of one set of packed sequences attend to the tokens of another; no positions."""
+    """Queries of one set of packed sequences attend to the tokens of another.
+
+    `forward` knows no positions. A memory that is read again and again has its keys made once (`memory`), with
+    positions, and is then read (`read`).
+    """
 
     def __init__(self, hidden_size: int, num_heads: int):
         super().__init__()
@@ -137,9 +143,29 @@ class CrossAttention(nn.Module):
         memory: Float[Tensor, "nk hidden"],
         segments: Segments,
     ) -> Float[Tensor, "nq hidden"]:
-        q = rearrange(self.q_proj(x), "n (h d) -> n h d", h=self.num_heads)
         k, v = rearrange(self.kv_proj(memory), "n (two h d) -> two n h d", two=2, h=self.num_heads)
-        out = attend(q, k, v, segments)
+        out = attend(self._queries(x), k, v, segments)
+        return self.o_proj(rearrange(out, "n h d -> n (h d)"))
+
+    def _queries(self, x: Float[Tensor, "nq hidden"]) -> Float[Tensor, "nq h d"]:
+        return rearrange(self.q_proj(x), "n (h d) -> n h d", h=self.num_heads)
+
+    def memory(self, tokens: Float[Tensor, "m hidden"], rotary: Rotary | None, reading: Reading) -> Memory:
+        """The keys and values of a memory.
+
+        Args:
+            rotary: where its tokens stand.
+        """
+        k, v = rearrange(self.kv_proj(tokens), "n (two h d) -> two n h d", two=2, h=self.num_heads)
+        k = k if rotary is None else apply_rotary(k, rotary)
+        return Memory(reading.arranged(k), reading.arranged(v), reading)
+
+    def read(self, x: Float[Tensor, "nq hidden"], rotary: Rotary | None, memory: Memory) -> Float[Tensor, "nq hidden"]:
+        """What each row finds in its sequence's part of the memory; zeros where that is empty."""
+        q = self._queries(x)
+        q = q if rotary is None else apply_rotary(q, rotary)
+        segments, runs = memory.reading.segments, memory.reading.runs
+        out = attend(q, memory.keys, memory.values, segments, runs=runs, keys_are_arranged=True)
         return self.o_proj(rearrange(out, "n h d -> n (h d)"))
 
 
@@ -222,6 +248,23 @@ class TransformerBlock(nn.Module):
     ) -> Float[Tensor, "n hidden"]:
         x = self.attn_residual.after(x, self.self_attn(self.attn_residual.before(x), packing, rotary))
         return self.mlp_residual.after(x, self.mlp(self.mlp_residual.before(x)))
+
+
+class ReadingBlock(TransformerBlock):
+    """Self-attention, cross-attention to a memory, and SwiGLU, each a post-norm residual branch."""
+
+    def __init__(self, hidden_size: int, num_heads: int, expansion: float, residual_scale: float = 1.0):
+        super().__init__(hidden_size, num_heads, expansion, residual_scale=residual_scale)
+        self.cross_attn = CrossAttention(hidden_size, num_heads)
+        self.cross_residual = Residual(hidden_size, residual_scale=residual_scale)
+
+    def forward(
+        self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary | None, memory: Memory | None = None
+    ) -> Float[Tensor, "n hidden"]:
+        assert memory is not None
+        x = self.attn_residual.after(x, self.self_attn(x, packing, rotary))
+        x = self.cross_residual.after(x, self.cross_attn.read(x, rotary, memory))
+        return self.mlp_residual.after(x, self.mlp(x))
 
 
 class MixerBlock(nn.Module):

@@ -73,7 +73,8 @@ class ACTLossHead(nn.Module):
 
         Returns:
             (new carry, loss, sums for the metrics, the model's outputs). Sums are detached scalars: `count` samples
-            have halted in this step, `inflight_count` were worked on.
+            have halted in this step, `inflight_count` were worked on. The outputs have `exact` (B) besides, 1 where a
+            sample is exactly right.
         """
         carry, outputs = self.model(carry, batch)
         labels = carry.current_data["labels"]
@@ -82,7 +83,7 @@ class ACTLossHead(nn.Module):
         loss = loss + self.kl_weight * terms["kl_loss"].sum()
         with torch.no_grad():
             sums = self._sums(terms, carry, loss)
-        return carry, loss, sums, outputs
+        return carry, loss, sums, {**outputs, "exact": terms["exact_accuracy"]}
 
     def terms(self, outputs: dict[str, Tensor], labels: Int[Tensor, "batch 900"]) -> dict[str, Float[Tensor, " batch"]]:
         """Each sample's losses and measures.

@@ -63,7 +63,15 @@ def known_rules(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> KnownR
     data = config.data
     assert isinstance(data, KnownRulesData)
     return KnownRulesSource(
-        Curriculum(data.curriculum_stages(), data.earlier_share, data.measure_steps, ranks),
+        Curriculum(
+            data.ladders(),
+            ranks,
+            at_once=data.at_once if data.curriculum else len(data.families),
+            earlier_share=data.earlier_share,
+            patience=data.patience,
+            measure_steps=data.measure_steps,
+        ),
+        has_curriculum=bool(data.curriculum),
         num_batches=data.num_batches,
         epoch_batches=data.epoch_batches,
         translate=data.translate,

@@ -6,7 +6,7 @@ encoder is one file, whose class says its name with `@encoder("...")`, and one l
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -31,6 +31,10 @@ class EncoderOutput:
         kl_loss: KL divergence of each sample, zeros for a deterministic encoder.
         coordinates: row and column of each context token on the canvas, for the other encodings (None: they are no
             cells).
+        in_grid: the numbers of each context token in its grid (`models.grid_coordinates`; None: the decoder adds none).
+        is_read: the tokens behind the first one are evidence that the decoder's rows read; else they evolve with them.
+        pair_lengths: how many tokens each pair has, which follow one another behind the first token. Where they evolve,
+            every other layer of the decoder attends within a pair, and within first token and answer (None: no layer).
     """
 
     context: Float[Tensor, "batch tokens hidden"]
@@ -38,6 +42,26 @@ class EncoderOutput:
     positions: Int[Tensor, "batch tokens"]
     kl_loss: Float[Tensor, " batch"]
     coordinates: Int[Tensor, "batch tokens 2"] | None = None
+    in_grid: Int[Tensor, "batch tokens 4"] | None = None
+    is_read: bool = False
+    pair_lengths: Int[Tensor, "batch demos"] | None = None
+
+    @property
+    def places(self) -> tuple[Tensor, Tensor | None]:
+        """Positions and coordinates, as `PositionEncoding.of_tokens` takes them."""
+        return self.positions, self.coordinates
+
+    def alone(self) -> "EncoderOutput":
+        """The first token without the others."""
+        names = ("context", "mask", "positions", "coordinates", "in_grid")
+        tokens = {name: value[:, :1] for name in names if (value := getattr(self, name)) is not None}
+        return replace(self, **tokens, is_read=False, pair_lengths=None)
+
+    def first_token_last(self) -> "EncoderOutput":
+        """The same tokens with the first one behind all others."""
+        names = ("context", "mask", "positions", "coordinates", "in_grid")
+        tokens = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return replace(self, **{name: value.roll(-1, 1) for name, value in tokens.items()})
 
 
 def fixed_length_output(

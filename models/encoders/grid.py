@@ -15,8 +15,9 @@ from dataset.batches import Demonstrations
 from dataset.grids import PAD, SEQ_LEN, VOCAB_SIZE
 from models.encoders.base import forward_dtype, packs_by_view
 from models.layers import CrossAttention, Linear, TokenEmbedding, TransformerBlock, rms_norm, trunc_normal_
-from models.packing import Packing, Segments, ends_of, pack
+from models.packing import Packing, pack
 from models.positions import create_position_encoding
+from models.segments import Segments, ends_of
 
 QUERY_STD = 0.02
 

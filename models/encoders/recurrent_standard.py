@@ -9,7 +9,7 @@ from models.act import where_halted
 from models.encoders.base import forward_dtype, recurrent_encoder
 from models.encoders.recurrent_base import BaseRecurrentEncoder, PairEncoding, RecurrentEncoderCarry
 from models.layers import CrossBlock, trunc_normal_
-from models.packing import set_segments
+from models.segments import set_segments
 
 
 @recurrent_encoder("recurrent_standard")

@@ -5,7 +5,7 @@ Two latents, z_H (the answer) and z_L (the reasoning), are refined by one small 
 have any length, which may differ from sample to sample (`models/recursive_reasoning/carry.py`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 from dataset.batches import Batch
 from dataset.grids import PAD, SEQ_LEN, VOCAB_SIZE
+from models.canvas import extents_of
 from models.encoders.base import EncoderOutput, fixed_length_output, forward_dtype, packs_by_view
-from models.layers import Linear, MixerBlock, Rotary, TokenEmbedding, TransformerBlock, trunc_normal_
+from models.grid_coordinates import ABSENT, create_grid_coordinates, grid_coordinates
+from models.layers import Linear, MixerBlock, ReadingBlock, Rotary, TokenEmbedding, TransformerBlock, trunc_normal_
+from models.memory import Memory, Reading
 from models.packing import Packing, pack
-from models.positions import create_position_encoding
+from models.positions import create_position_encoding, placed
 from models.recursive_reasoning.carry import InnerCarry, RaggedInnerCarry, TRMEncoderInnerCarry
 
 # Logit of PAD at cells that are not computed, where all other logits are 0: their prediction is PAD.
@@ -49,10 +52,14 @@ class DecoderConfig(Protocol):
     def forward_dtype(self) -> str: ...
     @property
     def pos_encodings(self) -> str: ...
+    @property
+    def grid_coordinates(self) -> str: ...
+    @property
+    def reads_memory(self) -> bool: ...
 
 
 class ReasoningLevel(nn.Module):
-    """`L_level`: add the injection, then run the blocks."""
+    """`L_level`: add the injection, then run the blocks; with `reads_memory` each of them reads a memory too."""
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -60,9 +67,8 @@ class ReasoningLevel(nn.Module):
             length = config.puzzle_emb_len + SEQ_LEN
             blocks = [MixerBlock(config.hidden_size, length, config.expansion) for _ in range(config.L_layers)]
         else:
-            blocks = [
-                TransformerBlock(config.hidden_size, config.num_heads, config.expansion) for _ in range(config.L_layers)
-            ]
+            kind = ReadingBlock if config.reads_memory else TransformerBlock
+            blocks = [kind(config.hidden_size, config.num_heads, config.expansion) for _ in range(config.L_layers)]
         self.layers = nn.ModuleList(blocks)
 
     def forward(
@@ -71,11 +77,21 @@ class ReasoningLevel(nn.Module):
         injection: Float[Tensor, "n hidden"],
         packing: Packing,
         rotary: Rotary | None,
+        memories: Sequence[Memory] | None = None,
     ) -> Float[Tensor, "n hidden"]:
+        """
+        Args:
+            memories: for each block what it reads, from `memories`.
+        """
         h = h + injection
-        for layer in self.layers:
-            h = layer(h, packing, rotary)
+        for number, layer in enumerate(self.layers):
+            read = () if memories is None else (memories[number],)
+            h = layer(h, packing.of_layer(number), rotary, *read)
         return h
+
+    def memories(self, tokens: Float[Tensor, "m hidden"], rotary: Rotary | None, reading: Reading) -> list[Memory]:
+        """What the blocks read of a memory's tokens."""
+        return [layer.cross_attn.memory(tokens, rotary, reading) for layer in self.layers]
 
 
 class QHead(nn.Linear):
@@ -106,6 +122,7 @@ class RecursiveDecoder(nn.Module):
         self.lm_head = Linear(hidden, VOCAB_SIZE)
         self.q_head = QHead(hidden)
         self.position_encoding = create_position_encoding(config.pos_encodings, hidden, config.num_heads, num_slots)
+        self.coordinates = create_grid_coordinates(config.grid_coordinates, hidden)
         self.register_buffer("H_init", trunc_normal_(torch.empty(hidden), 1.0))
         self.register_buffer("L_init", trunc_normal_(torch.empty(hidden), 1.0))
 
@@ -136,16 +153,22 @@ class RecursiveDecoder(nn.Module):
         packing: Packing,
         rotary: Rotary | None,
         read_memory: Callable[[Tensor], Tensor] | None = None,
+        memories_at: Callable[[Tensor], Sequence[Memory]] | None = None,
     ) -> tuple[Float[Tensor, "n hidden"], Float[Tensor, "n hidden"]]:
         """`H_cycles` times: `L_cycles` times z_L = L_level(z_L, z_H + x), then z_H = L_level(z_H, z_L).
 
         Only the last cycle has a gradient. z_H takes z_L through `read_memory`, where there is one.
+
+        Args:
+            memories_at: what the level reads in a cycle, given the z_H at its start.
         """
         for cycle in range(self.config.H_cycles):
             with torch.set_grad_enabled(torch.is_grad_enabled() and cycle == self.config.H_cycles - 1):
+                memories = None if memories_at is None else memories_at(z_H)
                 for _ in range(self.config.L_cycles):
-                    z_L = self.L_level(z_L, z_H + x, packing, rotary)
-                z_H = self.L_level(z_H, z_L if read_memory is None else read_memory(z_L), packing, rotary)
+                    z_L = self.L_level(z_L, z_H + x, packing, rotary, memories)
+                taken = z_L if read_memory is None else read_memory(z_L)
+                z_H = self.L_level(z_H, taken, packing, rotary, memories)
         return z_H, z_L
 
     def _logits(self, z_H: Tensor, packing: Packing) -> Float[Tensor, "batch slots vocab"]:
@@ -159,13 +182,6 @@ class RecursiveDecoder(nn.Module):
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         q_halt, q_continue = self.q_head(features.to(self.q_head.weight.dtype)).unbind(-1)
         return q_halt, q_continue
-
-    def _placed(self, x: Float[Tensor, "n hidden"], places: Tensor) -> tuple[Tensor, Rotary | None]:
-        """The rows with what tells where they stand, and what turns queries and keys."""
-        embedding = self.position_encoding.embedding(places, self.dtype)
-        if embedding is not None:
-            x = x + self.config.hidden_size**0.5 * embedding
-        return x, self.position_encoding.rotary(places)
 
 
 class TRMEncoderInner(RecursiveDecoder):
@@ -197,16 +213,40 @@ class TRMEncoderInner(RecursiveDecoder):
         """
         if isinstance(context, Tensor):
             context = fixed_length_output(context)
-        num_context = context.context.shape[1]
         tokens = batch["inputs"].int()
         if active is None:
             active = torch.ones_like(tokens, dtype=torch.bool)
-        carry = self._fitting(carry, num_context)
-        packing = pack(torch.cat([context.mask, active], dim=1), by_view=packs_by_view(tokens.device, self.dtype))
+        evidence, context = context, context.alone() if context.is_read else context
+        carry = self._fitting(carry, context.context.shape[1])
+        if context.pair_lengths is not None:
+            context = context.first_token_last()  # beside the answer's cells, with which it is one part
+        packing, first_token = self._packed(context, active)
         x, rotary = self._inputs(tokens, context, packing)
-        z_H, z_L = self._reason(*carry.rows(packing), x, packing, rotary)
-        logits = self._logits(z_H, packing)[:, num_context:]
-        return carry.updated(z_H, z_L, packing), logits, self._halting(z_H[packing.first_row])
+        memories_at = self._reader(evidence, packing) if evidence.is_read else None
+        z_H, z_L = self._reason(*carry.rows(packing), x, packing, rotary, memories_at=memories_at)
+        logits = self._logits(z_H, packing)[:, context.context.shape[1] :]
+        return carry.updated(z_H, z_L, packing), logits, self._halting(z_H[first_token])
+
+    def _packed(self, context: EncoderOutput, active: Bool[Tensor, "batch 900"]) -> tuple[Packing, Tensor]:
+        """The packing of context and active cells, and the row of each sample's first token."""
+        packing = pack(torch.cat([context.mask, active], dim=1), by_view=packs_by_view(active.device, self.dtype))
+        if context.pair_lengths is None:
+            return packing, packing.first_row
+        parts = torch.cat([context.pair_lengths, 1 + active.sum(1, keepdim=True)], dim=1)
+        packing = packing.alternating(parts, max(context.mask.shape[1], 1 + SEQ_LEN))
+        return packing, packing.first_row + context.pair_lengths.sum(1)
+
+    def _reader(self, evidence: EncoderOutput, packing: Packing) -> Callable[[Tensor], Sequence[Memory]]:
+        """What the level reads in any cycle: evidence that stays as it is."""
+        tokens, rotary, memory_packing = self._evidence(evidence)
+        memories = self.L_level.memories(tokens, rotary, Reading.between(packing, memory_packing))
+        return lambda z_H: memories
+
+    def _evidence(self, evidence: EncoderOutput) -> tuple[Float[Tensor, "m hidden"], Rotary | None, Packing]:
+        """The tokens that are read, packed, and where they stand."""
+        packing = pack(evidence.mask[:, 1:], by_view=packs_by_view(evidence.mask.device, self.dtype))
+        places = self.position_encoding.of_tokens(*evidence.places)[:, 1:]
+        return packing.gather(evidence.context[:, 1:]), self.position_encoding.rotary(packing.gather(places)), packing
 
     def _fitting(self, carry: InnerCarry, num_context: int) -> InnerCarry:
         """The carry; a padded one whose slots are not this context's starts afresh as a ragged one."""
@@ -238,4 +278,17 @@ class TRMEncoderInner(RecursiveDecoder):
             ],
             dim=1,
         )
-        return self._placed(x, packing.gather(places))
+        if self.coordinates is not None:
+            x = x + self.coordinates(packing.gather(self._in_grids(tokens, cells, context)), self.dtype)
+        return placed(self.position_encoding, x, packing.gather(places))
+
+    @staticmethod
+    def _in_grids(
+        tokens: Int[Tensor, "batch 900"], cells: Int[Tensor, "batch 900"], context: EncoderOutput
+    ) -> Int[Tensor, "batch slots 4"]:
+        """Where context tokens stand in their grids, and the canvas's cells in that of the query's input."""
+        first, end = (bound[:, None].expand(-1, SEQ_LEN, -1) for bound in extents_of(tokens))
+        of_context = context.in_grid
+        if of_context is None:
+            of_context = cells.new_full((*context.positions.shape, 4), ABSENT)
+        return torch.cat([of_context, grid_coordinates(cells, first, end)], dim=1)

@@ -164,7 +164,6 @@ def test_a_deleted_key_is_missing() -> None:
         (["muon_lr=1e-3"], "muon_lr"),
         (["arch.halt_max_steps=1", "arch.halt_exploration_prob=0.3"], "arch.halt_exploration_prob"),
         (["arch.context_tokens=two"], "arch.context_tokens"),
-        (["arch.context_coordinates=true"], "arch.context_coordinates"),
         (["arch.encoder_type=in_context", "arch.encoder_num_layers=1"], "arch.encoder_num_layers"),
         (["arch.encoder_type=in_context", "arch.encoder_set_layers=2"], "arch.encoder_set_layers"),
         (

@@ -42,7 +42,8 @@ SHORT = (
 SYSTEMS = {
     "etrm": ("cfg_pretrain_etrm_arc_agi_1", ()),
     "variational": ("cfg_pretrain_etrm_arc_agi_1", ("arch.encoder_type=hybrid_variational",)),
-    "in context": ("cfg_pretrain_etrm_arc_agi_1", ("arch.encoder_type=in_context", "arch.context_coordinates=true")),
+    "in context": ("cfg_pretrain_etrm_arc_agi_1", ("arch.encoder_type=in_context", "arch.grid_coordinates=both")),
+    "read": ("cfg_pretrain_etrm_arc_agi_1", ("arch.encoder_type=in_context", "arch.context_mode=read")),
     "etrmtrm A": ("cfg_pretrain_etrmtrm_arc_agi_1", ("arch.recurrent_encoder_type=recurrent_standard",)),
     "etrmtrm B": ("cfg_pretrain_etrmtrm_arc_agi_1", ("arch.recurrent_encoder_type=trm_style",)),
     "trm": ("cfg_pretrain_trm_arc_agi_1", ("max_eval_groups=2", "epochs=4")),

@@ -1,0 +1,45 @@
+"""A memory that packed sequences read by cross-attention, again and again: its keys and values are made once."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from models.packing import Packing
+from models.segments import GatheredRuns, Segments, gathered_runs
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Which rows of a memory each sequence of a packing reads.
+
+    Attributes:
+        rows: the row of the memory that each key is (None: they are the keys, one after another).
+        runs: how the queries are gathered, where no packed kernel is used; the keys are arranged by `rows` already.
+    """
+
+    rows: Int[Tensor, " keys"] | None
+    segments: Segments
+    runs: GatheredRuns | None
+
+    @classmethod
+    def between(cls, queries: Packing, memory: Packing) -> "Reading":
+        """Each sequence reads the sequence of the same number."""
+        segments = Segments(queries.cu_seqlens, memory.cu_seqlens, queries.max_seqlen, memory.max_seqlen)
+        if queries.runs is None:
+            return cls(None, segments, None)
+        runs = gathered_runs(queries.first_row, queries.lengths, memory.first_row, memory.lengths)
+        return cls(runs.k_index, segments, runs)
+
+    def arranged(self, memory: Float[Tensor, "m *shape"]) -> Float[Tensor, "keys *shape"]:
+        """What belongs to each row of the memory, for each key."""
+        return memory if self.rows is None else memory[self.rows]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Keys and values for one layer."""
+
+    keys: Float[Tensor, "keys h d"]
+    values: Float[Tensor, "keys h d"]
+    reading: Reading
