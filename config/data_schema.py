@@ -1,12 +1,12 @@
 """What the `data` section may hold: the source of training batches, with options of its own."""
 
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from config.arch_schema import Condition
-from config.fields import Positive, Probability, Section
+from config.fields import FilePath, ListOrOne, NonNegative, Positive, Probability, Section
 from dataset.known_rules.family import Lesson, RuleError, TaskSettings
 from dataset.known_rules.generator import check_settings
 
@@ -35,6 +35,7 @@ class FewshotData(DataConfig):
     """Puzzles of a store, each query with demonstrations."""
 
     name: Literal["fewshot"]
+    translate: bool = True
 
 
 class PuzzleIdData(DataConfig):
@@ -44,7 +45,10 @@ class PuzzleIdData(DataConfig):
     condition: ClassVar[Condition] = "puzzle identifiers"
 
     def unused_keys(self) -> dict[str, str]:
-        return {"query_sampling": "TRM trains on every pair of a puzzle"}
+        return {
+            "query_sampling": "TRM trains on every pair of a puzzle",
+            "min_demos": "TRM reads no demonstrations",
+        }
 
 
 class TextData(DataConfig):
@@ -52,6 +56,9 @@ class TextData(DataConfig):
 
     name: Literal["text"]
     condition: ClassVar[Condition] = "texts"
+
+    def unused_keys(self) -> dict[str, str]:
+        return {"min_demos": "the text of a task has its demonstrations in full"}
 
 
 class KnownRulesLevel(Section):
@@ -121,6 +128,7 @@ class KnownRulesData(DataConfig):
         unused = {
             "epochs": "data.num_batches says how long a run of known rules is",
             "query_sampling": "a task of known rules has one query",
+            "min_demos": "data.demos says how many demonstrations are shown",
         }
         if not self.curriculum:
             keys = ("at_once", "patience", "earlier_share", "measure_steps")
@@ -139,7 +147,63 @@ def _lesson(own: TaskSettings, family: str, level: KnownRulesLevel, threshold: f
     return Lesson(replace(own, families=(family,), **level.model_dump(exclude_none=True)), threshold)
 
 
-AnyData = FewshotData | PuzzleIdData | TextData | KnownRulesData
+class RearcData(DataConfig):
+    """Pairs of RE-ARC's generators, regrouped into new tasks."""
+
+    name: Literal["rearc"]
+    data_paths: Annotated[tuple[FilePath, ...], ListOrOne, Field(min_length=1)]
+    num_batches: Positive
+    epoch_batches: Positive
+    demos: tuple[Positive, Positive]
+    translate: bool
+
+    @model_validator(mode="after")
+    def _goes_up(self) -> "RearcData":
+        if self.demos[0] > self.demos[1]:
+            raise ValueError(f"demos={list(self.demos)}: the smaller number first")
+        return self
+
+    def unused_keys(self) -> dict[str, str]:
+        return {
+            "epochs": "data.num_batches says how long a run of RE-ARC is",
+            "query_sampling": "any pair of a generator is asked for",
+            "min_demos": "data.demos says how many demonstrations are shown",
+        }
+
+
+class MixturePart(Section):
+    """A source with its share of each batch in samples; two numbers are the first and the last."""
+
+    share: Annotated[tuple[NonNegative, ...], ListOrOne, Field(min_length=1, max_length=2)]
+    source: Annotated[FewshotData | KnownRulesData | RearcData, Field(discriminator="name")]
+
+
+class MixtureData(DataConfig):
+    """Several sources, each with a share of every batch."""
+
+    name: Literal["mixture"]
+    num_batches: Positive
+    epoch_batches: Positive
+    share_batches: Positive
+    sources: Annotated[tuple[MixturePart, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _has_shares(self) -> "MixtureData":
+        for number, part in enumerate(self.sources):
+            if not any(part.share):
+                raise ValueError(f"data.sources.{number}.share: a source without any sample is left out")
+        return self
+
+    def unused_keys(self) -> dict[str, str]:
+        unused = {"epochs": "data.num_batches says how long a run of a mixture is"}
+        if not any(isinstance(part.source, FewshotData) for part in self.sources):
+            unused |= dict.fromkeys(("query_sampling", "min_demos"), "no source of the mixture is fewshot")
+        if all(part.share[0] == part.share[-1] for part in self.sources):
+            unused["data.share_batches"] = "no share changes"
+        return unused
+
+
+AnyData = FewshotData | PuzzleIdData | TextData | KnownRulesData | RearcData | MixtureData
 
 
 def with_source(values: dict[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from config.fields import (
 )
 from config.folders import choices_of, chosen_name, composing, folders, run_configs
 from config.keys import Keys, keys_of
+from config.mixture import with_sources
 from config.overrides import MAX_OVERRIDE_CHARS, read_overrides, refuse_resolvers
 from config.shorthands import SHORTHANDS, explained, set_twice, without_shorthands
 from config.suggestions import suggestion
@@ -133,6 +134,7 @@ class TrainConfig(Section):
     load_pretrained_encoder: FilePath | None = None
     optimizer: Literal["adam_atan2", "muon"] = "adam_atan2"
     muon_lr: PositiveFloat = 1e-2
+    min_demos: Positive | None = None
     compile: Annotated[Literal["auto", "on", "off"], OnOrOff] = "auto"
     data_workers: NonNegative
     project_name: PathPart = "etrm-arc"
@@ -190,6 +192,8 @@ class TrainConfig(Section):
                 f"data.name={self.data.name} gives {self.data.condition}, but arch.name={self.arch.name} reads "
                 f"{self.arch.condition}: data.name=auto takes {fitting}"
             )
+        if self.min_demos is not None and self.min_demos > self.max_demos:
+            raise ValueError(f"min_demos={self.min_demos} must be at most max_demos={self.max_demos}")
         if self.freeze_encoder and self.freeze_decoder_steps:
             raise ValueError("freeze_encoder=true with freeze_decoder_steps > 0 would train nothing at first")
         if self.train_on_held_out_demonstrations and not isinstance(self.arch, TrmArch):
@@ -281,7 +285,7 @@ def _composed(
             declared = (
                 compose(name, overrides=[*where.overrides]) if SHORTHANDS.keys() & unresolved.keys() else unresolved
             )
-        return _resolved(unresolved, declared)
+        return with_sources(_resolved(unresolved, declared), searched)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain_hydra(error, overrides, known_keys(), choices)) from error
     except YAMLError as error:

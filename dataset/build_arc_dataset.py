@@ -223,6 +223,18 @@ def _source(text: str) -> tuple[str, str]:
     return subset, path
 
 
+def add_source_option(parser: argparse.ArgumentParser) -> None:
+    """`--source SUBSET=PATH`, which may be given for each subset."""
+    parser.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        type=_source,
+        metavar="SUBSET=PATH",
+        help="read a subset from a file, a folder, a glob pattern or standard input (-), in any public format",
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; a fault in the input ends it with one message and status 2, before anything is written."""
     parser = argparse.ArgumentParser(
@@ -242,14 +254,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="PREFIX",
         help="read PREFIX_SUBSET_challenges.json / _solutions.json, or what a folder PREFIX has for a subset",
     )
-    parser.add_argument(
-        "--source",
-        action="append",
-        default=[],
-        type=_source,
-        metavar="SUBSET=PATH",
-        help="read a subset from a file, a folder, a glob pattern or standard input (-), in any public format",
-    )
+    add_source_option(parser)
     parser.add_argument("--on-overlap", choices=("drop", "fail"), default="drop", help="see the module's docstring")
     parser.add_argument("--on-duplicate", choices=("drop", "fail"), default="drop", help="see the module's docstring")
     parser.add_argument("--max-side", type=int, default=CANVAS_SIDE, help="keep only puzzles without longer sides")

@@ -54,6 +54,11 @@ class TrainSource(Dataset[Batch], ABC):
     def description(self) -> str:
         """What it draws from, in a few words for the log."""
 
+    @property
+    def num_groups(self) -> int:
+        """The `puzzle_groups` of its batches are below this; a mixture counts those of the next source on from here."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how many groups its batches have")
+
     def observe(self, step: int, sums: dict[str, Tensor], samples: SampleResults) -> None:
         """Learn how training goes, after each optimizer step that was not skipped; a curriculum may heed it.
 

@@ -133,6 +133,10 @@ class KnownRulesSource(TrainSource):
         ladders = self.curriculum.ladders
         return f"tasks without end of {len(ladders)} families of known rules in {len(self.curriculum.lessons)} lessons"
 
+    @property
+    def num_groups(self) -> int:
+        return len(self.curriculum.lessons)
+
     def observe(self, step: int, sums: dict[str, Tensor], samples: SampleResults) -> None:
         if self.has_curriculum:
             batch = (step - 1) // self.steps_per_batch
