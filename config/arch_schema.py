@@ -352,6 +352,7 @@ class HybridArch(ArchConfig):
         unused = super().unused_keys()
         if self.text_model == EMBEDDED_TEXT_MODEL:
             unused |= dict.fromkeys(("revision", "local_files_only"), "the embedded model is never looked for on a hub")
+        unused["grid_coordinates"] = "the TRM hybrid's decoder has the published parts alone"
         return unused
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from config.arch_schema import ArchConfig
 from dataset.batches import Batch
 from dataset.grids import PAD, SEQ_LEN, VOCAB_SIZE
 from models.canvas import extents_of
@@ -52,8 +53,6 @@ class DecoderConfig(Protocol):
     def forward_dtype(self) -> str: ...
     @property
     def pos_encodings(self) -> str: ...
-    @property
-    def grid_coordinates(self) -> str: ...
     @property
     def reads_memory(self) -> bool: ...
     @property
@@ -127,7 +126,6 @@ class RecursiveDecoder(nn.Module):
         self.lm_head = Linear(hidden, VOCAB_SIZE)
         self.q_head = QHead(hidden)
         self.position_encoding = create_position_encoding(config.pos_encodings, hidden, config.num_heads, num_slots)
-        self.coordinates = create_grid_coordinates(config.grid_coordinates, hidden)
         self.register_buffer("H_init", trunc_normal_(torch.empty(hidden), 1.0))
         self.register_buffer("L_init", trunc_normal_(torch.empty(hidden), 1.0))
 
@@ -192,6 +190,10 @@ class RecursiveDecoder(nn.Module):
 
 class TRMEncoderInner(RecursiveDecoder):
     """The decoder behind context tokens: one ACT step of H and L cycles, of which the last H cycle has a gradient."""
+
+    def __init__(self, config: ArchConfig):
+        super().__init__(config)
+        self.coordinates = create_grid_coordinates(config.grid_coordinates, config.hidden_size)
 
     def forward(
         self,
