@@ -32,8 +32,10 @@ def self_attention(x: Tensor, attention: Any, positions: Tensor, qk_norm: bool =
     for h in range(heads):
         part = slice(h * hidden // heads, (h + 1) * hidden // heads)
         queries, keys = q[:, part], k[:, part]
-        if qk_norm:
+        if qk_norm or attention.gain is not None:
             queries, keys = rms(queries), rms(keys)
+        if attention.gain is not None:
+            queries = queries * attention.gain[h]
         outputs.append(softmax_attention(rotate(queries, positions), rotate(keys, positions), v[:, part]))
     return torch.cat(outputs, -1) @ attention.o_proj.weight.T
 
@@ -153,16 +155,17 @@ def decoder_step(
     context_positions: Tensor | None = None,
     parts: Tensor | None = None,
     evidence: tuple[Tensor, Tensor] | None = None,
+    added: Tensor | float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One ACT step of one sample from the paper's pseudocode: (z_H, z_L, logits, q) over context and given cells.
 
     Context tokens stand at 0, 1, ... where nothing else is said, the cells from `puzzle_emb_len` on. With `parts`, a
     number for each token, every other block attends within a part, from the first on. `evidence`, tokens and their
-    positions, is what blocks read.
+    positions, is what blocks read. `added` goes to the cells' embeddings.
     """
     num_context = len(context)
     embedded = inner.embed_tokens.embedding_weight[tokens.long()[cells]]
-    x = math.sqrt(config.hidden_size) * torch.cat([context, embedded])
+    x = math.sqrt(config.hidden_size) * torch.cat([context, embedded + added])
     if context_positions is None:
         context_positions = torch.arange(num_context)
     positions = torch.cat([context_positions, config.puzzle_emb_len + cells])
@@ -180,7 +183,7 @@ def decoder_step(
         return h
 
     for cycle in range(config.H_cycles):
-        with torch.set_grad_enabled(cycle == config.H_cycles - 1):
+        with torch.set_grad_enabled(cycle >= config.H_cycles - config.grad_cycles):
             for _ in range(config.L_cycles):
                 z_L = level(z_L + (z_H + x))
             z_H = level(z_H + z_L)

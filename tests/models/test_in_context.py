@@ -35,6 +35,8 @@ VARIANTS = [
     (TWO, "arch.context_coordinates=true"),
     (ONE, *ALTERNATE),
     (TWO, *ALTERNATE),
+    (ONE, "arch.query_as_context=true", "arch.context_coordinates=true"),
+    (TWO, "arch.query_as_context=true"),
 ]
 READ = "arch.context_mode=read"
 READERS = [
@@ -68,6 +70,17 @@ def naive_context(encoder: Any, batch: Batch, sample: int) -> tuple[Tensor, list
                 tokens.append(token)
                 cells.append((pair, role, cell))
     return torch.stack(tokens), cells
+
+
+def query_tokens(encoder: Any, colours: Tensor, cells: Tensor) -> Tensor:
+    """Cells as those of an input whose output is not known."""
+    tokens = encoder.colour_embedding.embedding_weight[colours] + encoder.aligned_embedding.embedding_weight[PAD]
+    if encoder.has_roles:
+        tokens = tokens + encoder.role_embedding.embedding_weight[0]
+    if encoder.coordinates is not None:
+        tokens = tokens + encoder.coordinates.row_embedding.embedding_weight[cells // 30]
+        tokens = tokens + encoder.coordinates.column_embedding.embedding_weight[cells % 30]
+    return tokens
 
 
 @pytest.mark.parametrize("overrides", VARIANTS, ids=" ".join)
@@ -124,6 +137,9 @@ def test_packed_steps_and_gradients_equal_a_naive_loop_over_samples(
                 config,
                 context_positions=positions,
                 parts=parts if config.context_attention == "alternate" else None,
+                added=query_tokens(encoder, batch["inputs"][i].long()[cells], cells)
+                if config.query_as_context
+                else 0.0,
             )
             latents[i] = z_H.detach(), z_L.detach()
             torch.testing.assert_close(outputs["logits"][i][cells], logits.float(), atol=1e-6, rtol=1e-6)
