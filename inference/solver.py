@@ -203,8 +203,8 @@ class Solver:
         if isinstance(self.config.arch, TrmArch):
             raise CheckpointError(
                 f"{self.checkpoint.path}: a TRM cannot solve a new task: it knows the puzzles of its training by "
-                "number and has never read a demonstration. It can train on them (--adapt SECONDS); an ETRM, an ETRMTRM "
-                "or a TRM hybrid reads them (pretrain_etrm.py, pretrain_etrmtrm.py, pretrain_trm_hybrid.py)"
+                "number and has never read a demonstration. It can train on them (--adapt SECONDS); an ETRM, an "
+                "ETRMTRM or a TRM hybrid reads them (pretrain_etrm.py, pretrain_etrmtrm.py, pretrain_trm_hybrid.py)"
             )
         _check(tasks, votes=votes, attempts=attempts, seed=seed)
         data = self.queries(store_of_tasks(tasks, votes - 1, seed))
