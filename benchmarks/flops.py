@@ -32,10 +32,10 @@ def cross_block(queries: Tensor, keys: Tensor, config: Any) -> float:
 
 
 def decoder(lengths: Tensor, config: Any, *, training: bool) -> float:
-    """One ACT step: the passes of `L_level`, of which those of the last H cycle have a backward pass, and the head."""
+    """One ACT step: the passes of `L_level`, of which those of `grad_cycles` have a backward pass, and the head."""
     per_pass = config.L_layers * block(lengths, config)
     in_a_cycle = config.L_cycles + 1
-    passes = config.H_cycles * in_a_cycle + (2 * in_a_cycle if training else 0)
+    passes = config.H_cycles * in_a_cycle + (2 * in_a_cycle * config.grad_cycles if training else 0)
     cells = float((lengths - config.puzzle_emb_len).sum())
     return passes * per_pass + cells * 2 * config.hidden_size * VOCAB_SIZE * (3 if training else 1)
 

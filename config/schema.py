@@ -131,6 +131,7 @@ class TrainConfig(Section):
     seed: NonNegative
     device: Literal["auto", "cpu", "cuda"]
     # Keys that came after the first checkpoints have a default, with which those go on as they were.
+    load_pretrained_encoder: FilePath | None = None
     optimizer: Literal["adam_atan2", "muon"] = "adam_atan2"
     muon_lr: PositiveFloat = 1e-2
     min_demos: Positive | None = None
@@ -218,12 +219,13 @@ class TrainConfig(Section):
         if not self.ema:
             unused["ema_rate"] = "ema=false"
         if isinstance(self.arch, TrmArch):
-            unused |= dict.fromkeys(("encoder_lr_scale", "freeze_encoder"), "TRM has no encoder")
+            keys = ("encoder_lr_scale", "freeze_encoder", "load_pretrained_encoder")
+            unused |= dict.fromkeys(keys, "TRM has no encoder")
         else:
             unused |= dict.fromkeys(("puzzle_emb_lr", "puzzle_emb_weight_decay"), "only TRM embeds puzzles")
         if isinstance(self.arch, HybridArch):
             why = "the TRM hybrid's language model is frozen, and nothing else encodes"
-            unused |= dict.fromkeys(("encoder_lr_scale", "freeze_encoder"), why)
+            unused |= dict.fromkeys(("encoder_lr_scale", "freeze_encoder", "load_pretrained_encoder"), why)
         if not self.eval_controls:
             unused["eval_control_queries"] = "eval_controls=false asks none"
         if self.optimizer != "muon":

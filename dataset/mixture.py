@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -33,8 +34,8 @@ class Shares:
         for shares in {self.first: None, self.last: None}:
             if sum(shares) != self.global_batch_size:
                 raise DatasetError(
-                    f"data.sources: the shares {', '.join(map(str, shares))} are {sum(shares)} samples, but a batch has "
-                    f"global_batch_size={self.global_batch_size}"
+                    f"data.sources: the shares {', '.join(map(str, shares))} are {sum(shares)} samples, but a batch "
+                    f"has global_batch_size={self.global_batch_size}"
                 )
             for number, share in enumerate(shares):
                 if share % self.world_size:
@@ -51,7 +52,7 @@ class Shares:
         for first, last in zip(self.first, self.last, strict=True):
             total += (first + (last - first) * done) / self.world_size
             bounds.append(round(total))
-        return [end - start for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+        return [end - start for start, end in pairwise(bounds)]
 
     def most(self) -> list[int]:
         """The largest share that each source ever has, of a global batch."""

@@ -13,6 +13,9 @@ from config.schema import ConfigError, TrainConfig
 from dataset.controls import ShuffledConditions
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.store import DatasetError, DatasetMetadata, PuzzleStore, load_stores
+from inference.adapt_arguments import Asked, add_adapt_arguments, add_control_argument, asked_of
+from inference.adapt_command import evaluate_adapted
+from inference.adapt_options import AdaptError
 from inference.control_measures import create_controls
 from inference.control_table import control_table
 from inference.evaluation import Evaluation, evaluate
@@ -26,6 +29,7 @@ from utils.faults import memory_for
 from utils.together import divided_work
 
 log = logging.getLogger(__name__)
+DEFAULT_RECORD = "adapted"
 
 
 def evaluate_checkpoint(
@@ -129,6 +133,43 @@ def _refuse_other_identifiers(checkpoint: Checkpoint, metadata: DatasetMetadata)
         )
 
 
+def _add_adaptation(parser: argparse.ArgumentParser) -> None:
+    add_adapt_arguments(parser)
+    add_control_argument(parser)
+    parser.add_argument("--total-seconds", type=float, help="adapt within this time for all puzzles together")
+    parser.add_argument("--puzzles", type=Path, metavar="FILE", help="with --adapt: ids of the split, one to a line")
+    parser.add_argument("--jobs", type=int, help="with --adapt: processes, each of one thread (1)")
+    parser.add_argument("--output-dir", type=Path, help=f"with --adapt: its record, also to go on ({DEFAULT_RECORD})")
+    parser.add_argument("--seed", type=int, help="with --adapt: draws views and versions (0)")
+
+
+def _asked(arguments: argparse.Namespace) -> Asked | None:
+    """What is to be adapted, with the other arguments that belong to it set; None where nothing is.
+
+    Raises:
+        AdaptError: arguments that do not go together.
+    """
+    asked = asked_of(arguments, votes=arguments.max_augmentations, seed=arguments.seed, control=arguments.adapt_control)
+    refused = (
+        ("puzzles", "jobs", "output_dir", "seed") if asked is None else ("batch_size", "controls", "control_queries")
+    )
+    for name in refused:
+        if getattr(arguments, name) is not None:
+            clash = "needs --adapt SECONDS or --adapt-updates N" if asked is None else "is not read with --adapt"
+            raise AdaptError(f"--{name.replace('_', '-')}: {clash}")
+    if asked is not None and arguments.shuffle:
+        raise AdaptError("--shuffle with --adapt: use --adapt-control mispaired")
+    arguments.jobs, arguments.output_dir = arguments.jobs or 1, arguments.output_dir or Path(DEFAULT_RECORD)
+    return asked
+
+
+def _refuse_clashes(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    if arguments.shuffle and (arguments.controls or arguments.control_queries):
+        parser.error("--shuffle gives every query another puzzle's demonstrations; the controls need the right ones")
+    if arguments.control_queries and arguments.controls is False:
+        parser.error("--control-queries would change nothing: --no-controls asks none")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line: prints the metrics as JSON, one to a line, and on standard error the table of controls. Under
     torchrun the ranks divide the queries.
@@ -149,17 +190,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--control-queries", type=int, help="at most so many; default: the run's eval_control_queries")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    _add_adaptation(parser)
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for name in ("max_groups", "max_augmentations", "batch_size", "control_queries"):
+    for name in ("max_groups", "max_augmentations", "batch_size", "control_queries", "jobs"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} {value}: must be 1 or more")
-    if arguments.shuffle and (arguments.controls or arguments.control_queries):
-        parser.error("--shuffle gives every query another puzzle's demonstrations; the controls need the right ones")
-    if arguments.control_queries and arguments.controls is False:
-        parser.error("--control-queries would change nothing: --no-controls asks none")
-    with divided_work(arguments.device, (CheckpointError, DatasetError, ConfigError)) as ranks:
+    _refuse_clashes(parser, arguments)
+    try:
+        asked = _asked(arguments)
+    except AdaptError as error:
+        parser.exit(2, f"error: {error}\n")
+    faults = (CheckpointError, DatasetError, ConfigError, AdaptError)
+    with divided_work(arguments.device, faults) as ranks:
+        if asked is not None:
+            metrics = evaluate_adapted(arguments, asked, ranks)
+            if ranks.is_first:
+                sys.stdout.write(json.dumps(metrics, indent=0) + "\n")
+            return
         found = evaluate_checkpoint(
             arguments.checkpoint,
             split=arguments.split,

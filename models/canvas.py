@@ -47,15 +47,30 @@ def task_canvas_bounds(batch: Batch, *, include_labels: bool) -> tuple[Int[Tenso
     if CANVAS_KEY in batch and not include_labels:
         start, end = batch[CANVAS_KEY].unbind(1)
         return start, end
-    shown = batch["demo_mask"][..., None]
-    sizes = []
-    for key in ("demo_inputs", "demo_labels"):
-        first, end = extents_of(batch[key])
-        sizes.append(torch.where(shown, end - first, 0))
-    demo_in, demo_out = sizes  # (b, k, 2)
     start, end = extents_of(batch["inputs"])
-    query = end - start
+    canvas_end = _end_of_canvas(start, end - start, *demonstration_sizes(batch))
+    if include_labels:
+        label_start, label_end = extents_of(batch["labels"])
+        start = torch.where(label_end > 0, torch.minimum(start, label_start), start)
+        canvas_end = torch.maximum(canvas_end, torch.where(label_end > 0, label_end + 1, 0))
+    return start, canvas_end.clamp(max=CANVAS_SIDE)
 
+
+def demonstration_sizes(batch: Batch) -> tuple[Int[Tensor, "batch demos 2"], Int[Tensor, "batch demos 2"]]:
+    """Rows and columns of the demonstrations' inputs, and of their outputs; 0 where a slot is empty."""
+    shown = batch["demo_mask"][..., None]
+    extents = [extents_of(batch[key]) for key in ("demo_inputs", "demo_labels")]
+    inputs, outputs = (torch.where(shown, end - first, 0) for first, end in extents)
+    return inputs, outputs
+
+
+def _end_of_canvas(
+    start: Int[Tensor, "batch 2"],
+    query: Int[Tensor, "batch 2"],
+    demo_in: Int[Tensor, "batch demos 2"],
+    demo_out: Int[Tensor, "batch demos 2"],
+) -> Int[Tensor, "batch 2"]:
+    """One past the last row and column that the sizes allow for; it may lie outside the canvas."""
     # One constant ratio out/in: out_i · in_j = out_j · in_i against the pair with the largest input.
     widest = demo_in.argmax(dim=1, keepdim=True)
     ratio_in, ratio_out = demo_in.gather(1, widest), demo_out.gather(1, widest)
@@ -64,17 +79,23 @@ def task_canvas_bounds(batch: Batch, *, include_labels: bool) -> tuple[Int[Tenso
     scaled = (query * ratio_out + ratio_in - 1) // ratio_in.clamp(min=1)
     size = torch.maximum(query, torch.maximum(demo_in.amax(1), demo_out.amax(1)))
     size = torch.maximum(size, torch.where(is_constant & (ratio_in > 0), scaled, 0))
-    canvas_end = start + size + 1
-    if include_labels:
-        label_start, label_end = extents_of(batch["labels"])
-        start = torch.where(label_end > 0, torch.minimum(start, label_start), start)
-        canvas_end = torch.maximum(canvas_end, torch.where(label_end > 0, label_end + 1, 0))
-    return start, canvas_end.clamp(max=CANVAS_SIDE)
+    return start + size + 1
+
+
+def canvases_by_sizes(
+    inputs: Int[Tensor, "batch 900"], demo_in: Int[Tensor, "batch demos 2"], demo_out: Int[Tensor, "batch demos 2"]
+) -> Bool[Tensor, "batch 900"]:
+    """The cells of the task canvas of each input beside demonstrations of these sizes."""
+    start, end = extents_of(inputs)
+    return _cells_between(start, _end_of_canvas(start, end - start, demo_in, demo_out).clamp(max=CANVAS_SIDE))
 
 
 def task_canvas(batch: Batch, *, include_labels: bool) -> Bool[Tensor, "batch 900"]:
     """The cells of each sample's task canvas; see `task_canvas_bounds`."""
-    start, end = task_canvas_bounds(batch, include_labels=include_labels)
+    return _cells_between(*task_canvas_bounds(batch, include_labels=include_labels))
+
+
+def _cells_between(start: Int[Tensor, "batch 2"], end: Int[Tensor, "batch 2"]) -> Bool[Tensor, "batch 900"]:
     index = torch.arange(CANVAS_SIDE, device=start.device)
     inside = (index >= start[..., None]) & (index < end[..., None])  # (b, 2, 30)
     return (inside[:, 0, :, None] & inside[:, 1, None, :]).flatten(1)

@@ -103,11 +103,15 @@ def apply_rotary(x: Float[Tensor, "n ... d"], rotary: Rotary) -> Float[Tensor, "
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over packed sequences, rotary positions, fused projection in the order q, k, v."""
+    """Multi-head self-attention over packed sequences, rotary positions, fused projection in the order q, k, v.
 
-    def __init__(self, hidden_size: int, num_heads: int, qk_norm: bool = False):
+    With `qk_norm` queries and keys are normed; with `qk_gain` too, and the queries of each head get a learned factor.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, qk_norm: bool = False, qk_gain: bool = False):
         super().__init__()
-        self.num_heads, self.qk_norm = num_heads, qk_norm
+        self.gain = nn.Parameter(torch.ones(num_heads)) if qk_gain else None
+        self.num_heads, self.qk_norm = num_heads, qk_norm or qk_gain
         self.qkv_proj = Linear(hidden_size, 3 * hidden_size)
         self.o_proj = Linear(hidden_size, hidden_size)
 
@@ -119,6 +123,8 @@ class SelfAttention(nn.Module):
         if self.qk_norm:
             qk = rms_norm(qk)
         q, k = (qk if rotary is None else apply_rotary(qk, rotary)).unbind(1)
+        if self.gain is not None:
+            q = q * self.gain.to(q.dtype)[:, None]
         out = attend(q, k, v.squeeze(1), packing.segments, runs=packing.runs)
         return self.o_proj(rearrange(out, "n h d -> n (h d)"))
 
@@ -236,9 +242,10 @@ class TransformerBlock(nn.Module):
         layer_scale_init: float | None = None,
         qk_norm: bool = False,
         residual_scale: float = 1.0,
+        qk_gain: bool = False,
     ):
         super().__init__()
-        self.self_attn = SelfAttention(hidden_size, num_heads, qk_norm)
+        self.self_attn = SelfAttention(hidden_size, num_heads, qk_norm, qk_gain)
         self.mlp = SwiGLU(hidden_size, expansion)
         self.attn_residual = Residual(hidden_size, norm_style, layer_scale_init, residual_scale)
         self.mlp_residual = Residual(hidden_size, norm_style, layer_scale_init, residual_scale)
@@ -253,8 +260,10 @@ class TransformerBlock(nn.Module):
 class ReadingBlock(TransformerBlock):
     """Self-attention, cross-attention to a memory, and SwiGLU, each a post-norm residual branch."""
 
-    def __init__(self, hidden_size: int, num_heads: int, expansion: float, residual_scale: float = 1.0):
-        super().__init__(hidden_size, num_heads, expansion, residual_scale=residual_scale)
+    def __init__(
+        self, hidden_size: int, num_heads: int, expansion: float, residual_scale: float = 1.0, qk_gain: bool = False
+    ):
+        super().__init__(hidden_size, num_heads, expansion, residual_scale=residual_scale, qk_gain=qk_gain)
         self.cross_attn = CrossAttention(hidden_size, num_heads)
         self.cross_residual = Residual(hidden_size, residual_scale=residual_scale)
 

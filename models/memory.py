@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from models.packing import Packing
-from models.segments import GatheredRuns, Segments, gathered_runs
+from models.segments import GatheredRuns, Segments, ends_of, gathered_runs
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,17 @@ class Reading:
             return cls(None, segments, None)
         runs = gathered_runs(queries.first_row, queries.lengths, memory.first_row, memory.lengths)
         return cls(runs.k_index, segments, runs)
+
+    @classmethod
+    def of(cls, queries: Packing, rows: Int[Tensor, "s k"], readable: Bool[Tensor, "s k"]) -> "Reading":
+        """Each sequence reads those of its row numbers that are readable."""
+        keys, lengths = rows[readable], readable.sum(1)
+        ends = ends_of(lengths)
+        segments = Segments(queries.cu_seqlens, ends, queries.max_seqlen, rows.shape[1])
+        if queries.runs is None:
+            return cls(keys, segments, None)
+        runs = gathered_runs(queries.first_row, queries.lengths, ends[:-1], lengths)
+        return cls(keys[runs.k_index], segments, runs)
 
     def arranged(self, memory: Float[Tensor, "m *shape"]) -> Float[Tensor, "keys *shape"]:
         """What belongs to each row of the memory, for each key."""

@@ -40,7 +40,7 @@ class Packing:
         lengths: (s) number of valid tokens.
         cu_seqlens, max_seqlen: extents for the packed kernel; only where `runs` is None.
         runs: the groups for attention by view, where these are used.
-        parts: the same rows in shorter sequences, within which every other layer attends, from the first on.
+        scopes: the same rows as the layers in turn attend within them (none: all do as this packing says).
     """
 
     rows: Int[Tensor, " n"]
@@ -52,7 +52,7 @@ class Packing:
     max_seqlen: int
     padded_length: int
     runs: Runs | GatheredRuns | None
-    parts: "Packing | None" = None
+    scopes: "tuple[Packing, ...]" = ()
 
     @property
     def segments(self) -> Segments:
@@ -70,23 +70,30 @@ class Packing:
         """Position of each row in its padded sequence."""
         return self.rows % self.padded_length
 
-    def alternating(self, lengths: Int[Tensor, "s p"], longest: int) -> Self:
-        """The packing whose `parts` are each sequence's rows cut into consecutive pieces of these lengths.
+    def scoped(self, scope: str, lengths: Int[Tensor, "s p"] | None, longest: int) -> Self:
+        """The packing whose layers attend within whole sequences (`all`), within parts of them (`pair`), or in turn
+        within parts and sequences (`alternate`).
 
         Args:
-            longest: an upper bound of the lengths.
+            lengths: those of the consecutive parts that make up a sequence.
+            longest: an upper bound of them.
         """
+        if scope == "all":
+            return self
+        assert lengths is not None
+        parts = self._cut(lengths, longest)
+        return replace(self, scopes=(parts,) if scope == "pair" else (parts, self))
+
+    def _cut(self, lengths: Int[Tensor, "s p"], longest: int) -> Self:
         flat = lengths.flatten()
         if self.runs is None:
-            parts = replace(self, cu_seqlens=ends_of(flat), max_seqlen=longest)
-        else:
-            starts = (self.first_row[:, None] + lengths.cumsum(1) - lengths).flatten()
-            parts = replace(self, runs=gathered_runs(starts, flat, starts, flat))
-        return replace(self, parts=parts)
+            return replace(self, cu_seqlens=ends_of(flat), max_seqlen=longest)
+        starts = (self.first_row[:, None] + lengths.cumsum(1) - lengths).flatten()
+        return replace(self, runs=gathered_runs(starts, flat, starts, flat))
 
     def of_layer(self, number: int) -> "Packing":
         """What a layer attends within, by its number."""
-        return self.parts if self.parts is not None and number % 2 == 0 else self
+        return self.scopes[number % len(self.scopes)] if self.scopes else self
 
     def gather(self, padded: Tensor) -> Tensor:
         """(s, l, ...) -> (n, ...)."""
@@ -98,6 +105,19 @@ class Packing:
         if self.live is not None:
             rows, values = rows[self.live], packed[self.live]
         return base.flatten(0, 1).index_copy(0, rows, values.to(base.dtype)).view_as(base)
+
+    def in_order(self, packed: Float[Tensor, "n width"]) -> Float[Tensor, "m width"]:
+        """The valid rows in the order of the sequences."""
+        live = self.live
+        rows, sequence = (packed, self.sequence) if live is None else (packed[live], self.sequence[live])
+        return rows[torch.argsort(sequence, stable=True)]
+
+    def norms(self, packed: Float[Tensor, "n width"]) -> Float[Tensor, " s"]:
+        """The norm of each sequence's valid rows together, float32."""
+        squares, sequence = packed.float().square().sum(-1), self.sequence
+        if self.live is not None:
+            squares, sequence = squares[self.live], sequence[self.live]
+        return squares.new_zeros(len(self.lengths)).index_add(0, sequence, squares).sqrt()
 
     def mean(self, packed: Float[Tensor, "n width"], weights: Float[Tensor, " n"] | None = None) -> Tensor:
         """The (weighted) mean over each sequence's valid tokens, (s, width) float32; zeros for an empty sequence."""

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from config.arch_schema import EncoderArch, EtrmArch, EtrmtrmArch
 from dataset.batches import Demonstrations
 from models.attention import uses_varlen_kernel
+from models.layers import Rotary
 from models.machine import best_dtype
+from models.memory import Reading
+from models.packing import Packing
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class EncoderOutput:
             cells).
         in_grid: the numbers of each context token in its grid (`models.grid_coordinates`; None: the decoder adds none).
         is_read: the tokens behind the first one are evidence that the decoder's rows read; else they evolve with them.
+        query_tokens: for each colour of the query what is added to its cells' embeddings (None: nothing).
         pair_lengths: how many tokens each pair has, which follow one another behind the first token. Where they evolve,
             every other layer of the decoder attends within a pair, and within first token and answer (None: no layer).
     """
@@ -45,6 +49,7 @@ class EncoderOutput:
     in_grid: Int[Tensor, "batch tokens 4"] | None = None
     is_read: bool = False
     pair_lengths: Int[Tensor, "batch demos"] | None = None
+    query_tokens: Float[Tensor, "vocab hidden"] | None = None
 
     @property
     def places(self) -> tuple[Tensor, Tensor | None]:
@@ -53,15 +58,38 @@ class EncoderOutput:
 
     def alone(self) -> "EncoderOutput":
         """The first token without the others."""
-        names = ("context", "mask", "positions", "coordinates", "in_grid")
-        tokens = {name: value[:, :1] for name in names if (value := getattr(self, name)) is not None}
+        tokens = {name: value[:, :1] for name, value in self._of_tokens().items()}
         return replace(self, **tokens, is_read=False, pair_lengths=None)
+
+    def of_samples(self, samples: Int[Tensor, " n"]) -> "EncoderOutput":
+        """The tokens of these samples, one after another."""
+        return replace(self, **{name: value[samples] for name, value in self._of_tokens().items()})
+
+    def _of_tokens(self) -> dict[str, Tensor]:
+        names = ("context", "mask", "positions", "coordinates", "in_grid")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def read_by(self, queries: Packing, memory: Packing) -> Reading:
+        """Which rows of the tokens behind the first one, packed as `memory`, each sequence of the decoder reads."""
+        return Reading.between(queries, memory)
 
     def first_token_last(self) -> "EncoderOutput":
         """The same tokens with the first one behind all others."""
-        names = ("context", "mask", "positions", "coordinates", "in_grid")
-        tokens = {name: value for name in names if (value := getattr(self, name)) is not None}
-        return replace(self, **{name: value.roll(-1, 1) for name, value in tokens.items()})
+        return replace(self, **{name: value.roll(-1, 1) for name, value in self._of_tokens().items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovingEvidence(EncoderOutput):
+    """Evidence with a latent of its own, which moves on at the start of each of the decoder's H cycles.
+
+    Attributes:
+        packing: that of the latent's rows, and `rotary`, where they stand.
+        beside: given the decoder's packing and places, what makes of its z_H the latent's next rows.
+    """
+
+    packing: Packing
+    rotary: Rotary | None
+    beside: Callable[[Packing, Rotary | None], Callable[[Tensor], Tensor]]
 
 
 def fixed_length_output(

@@ -18,7 +18,7 @@ from dataset.batches import Demonstrations
 from dataset.grids import PAD, SEQ_LEN, VOCAB_SIZE
 from models.canvas import extents_of
 from models.encoders.base import EncoderOutput, HasDtype, forward_dtype, packs_by_view
-from models.grid_coordinates import ABSENT, grid_coordinates
+from models.grid_coordinates import ABSENT, GridCoordinates, grid_coordinates
 from models.layers import TokenEmbedding, trunc_normal_
 from models.packing import Packing, pack
 from models.positions import coordinates_above_canvas, coordinates_of_cells
@@ -33,6 +33,8 @@ class CellConfig(HasDtype, Protocol):
     def puzzle_emb_len(self) -> int: ...
     @property
     def context_tokens(self) -> str: ...
+    @property
+    def query_as_context(self) -> bool: ...
 
 
 class CellTokens(nn.Module):
@@ -48,6 +50,7 @@ class CellTokens(nn.Module):
         self.dtype = forward_dtype(config)
         self.first_position = config.puzzle_emb_len
         self.has_roles = config.context_tokens == "two"
+        self.embeds_query = config.query_as_context
         self.first = nn.Parameter(trunc_normal_(torch.empty(hidden), hidden**-0.5))
         self.colour_embedding = TokenEmbedding(VOCAB_SIZE, hidden)  # `one`: of the input
         self.aligned_embedding = TokenEmbedding(VOCAB_SIZE, hidden)  # `one`: of the output
@@ -62,9 +65,19 @@ class CellTokens(nn.Module):
         grids = [grid.flatten(1).gather(1, place).int() for grid in (demonstrations.inputs, demonstrations.labels)]
         inputs, outputs = (torch.where(mask, grid, PAD) for grid in grids)
         own, aligned = torch.where(role == 0, inputs, outputs), torch.where(role == 0, outputs, inputs)
-        context = F.embedding((role * VOCAB_SIZE + own) * VOCAB_SIZE + aligned, self._token_table())
+        table = self._token_table()
+        context = F.embedding((role * VOCAB_SIZE + own) * VOCAB_SIZE + aligned, table)
         output = self._behind_the_first(context, mask, cells, shown.sum((2, 3)))
-        return replace(output, in_grid=self._in_grid(demonstrations, cells, place // SEQ_LEN))
+        return replace(
+            output,
+            in_grid=self._in_grid(demonstrations, cells, place // SEQ_LEN),
+            query_tokens=self._as_query(table) if self.embeds_query else None,
+        )
+
+    @staticmethod
+    def _as_query(table: Float[Tensor, "rows hidden"]) -> Float[Tensor, "vocab hidden"]:
+        """A query's cell is like an input's whose output is not known, so that it can be matched with those."""
+        return table.unflatten(0, (-1, VOCAB_SIZE, VOCAB_SIZE))[0, :, PAD]
 
     @staticmethod
     def _in_grid(
@@ -116,13 +129,20 @@ def evidence_packing(tokens: EncoderOutput, scope: str) -> Packing:
     Args:
         scope: what layers attend within: `all` of a task, a `pair`, or both in turn (`alternate`).
     """
-    mask, context = tokens.mask[:, 1:], tokens.context
-    packing = pack(mask, by_view=packs_by_view(mask.device, context.dtype))
-    if scope == "all":
-        return packing
-    assert tokens.pair_lengths is not None
-    packing = packing.alternating(tokens.pair_lengths, mask.shape[1])
-    return packing if scope == "alternate" or packing.parts is None else packing.parts
+    mask = tokens.mask[:, 1:]
+    packing = pack(mask, by_view=packs_by_view(mask.device, tokens.context.dtype))
+    return packing.scoped(scope, tokens.pair_lengths, mask.shape[1])
+
+
+def packed_cells(
+    tokens: EncoderOutput, packing: Packing, coordinates: GridCoordinates | None
+) -> Float[Tensor, "n hidden"]:
+    """The cells behind the first token as rows of a network, with where they stand in their grids."""
+    cells = tokens.context[:, 1:]
+    x = cells.shape[-1] ** 0.5 * packing.gather(cells)
+    if coordinates is None or tokens.in_grid is None:
+        return x
+    return x + coordinates(packing.gather(tokens.in_grid[:, 1:]), x.dtype)
 
 
 def where_valid(

@@ -12,7 +12,7 @@ from torch import nn
 from config.arch_schema import EtrmArch
 from dataset.batches import Demonstrations
 from models.encoders.base import DemoEncoder, EncoderOutput, encoder
-from models.encoders.cells import CellTokens, evidence_packing
+from models.encoders.cells import CellTokens, evidence_packing, packed_cells
 from models.grid_coordinates import create_grid_coordinates
 from models.layers import TransformerBlock, rms_norm
 from models.positions import create_position_encoding, placed
@@ -65,10 +65,7 @@ class EvidenceBlocks(nn.Module):
         packing = evidence_packing(tokens, self.scope)
         places = packing.gather(self.position_encoding.of_tokens(*(part[:, 1:] for part in tokens.places)))
         cells = tokens.context[:, 1:]
-        x = cells.shape[-1] ** 0.5 * packing.gather(cells)
-        if self.coordinates is not None and tokens.in_grid is not None:
-            x = x + self.coordinates(packing.gather(tokens.in_grid[:, 1:]), x.dtype)
-        x, rotary = placed(self.position_encoding, x, places)
+        x, rotary = placed(self.position_encoding, packed_cells(tokens, packing, self.coordinates), places)
         for number, layer in enumerate(self.layers):
             x = layer(x, packing.of_layer(number), rotary)
         if self.is_pre_norm:

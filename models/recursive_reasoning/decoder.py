@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from config.arch_schema import ArchConfig
 from dataset.batches import Batch
 from dataset.grids import PAD, SEQ_LEN, VOCAB_SIZE
 from models.canvas import extents_of
-from models.encoders.base import EncoderOutput, fixed_length_output, forward_dtype, packs_by_view
+from models.encoders.base import EncoderOutput, MovingEvidence, fixed_length_output, forward_dtype, packs_by_view
 from models.grid_coordinates import ABSENT, create_grid_coordinates, grid_coordinates
 from models.layers import Linear, MixerBlock, ReadingBlock, Rotary, TokenEmbedding, TransformerBlock, trunc_normal_
 from models.memory import Memory, Reading
@@ -53,9 +54,11 @@ class DecoderConfig(Protocol):
     @property
     def pos_encodings(self) -> str: ...
     @property
-    def grid_coordinates(self) -> str: ...
-    @property
     def reads_memory(self) -> bool: ...
+    @property
+    def grad_cycles(self) -> int: ...
+    @property
+    def qk_norm_gain(self) -> bool: ...
 
 
 class ReasoningLevel(nn.Module):
@@ -68,7 +71,8 @@ class ReasoningLevel(nn.Module):
             blocks = [MixerBlock(config.hidden_size, length, config.expansion) for _ in range(config.L_layers)]
         else:
             kind = ReadingBlock if config.reads_memory else TransformerBlock
-            blocks = [kind(config.hidden_size, config.num_heads, config.expansion) for _ in range(config.L_layers)]
+            sizes = (config.hidden_size, config.num_heads, config.expansion)
+            blocks = [kind(*sizes, qk_gain=config.qk_norm_gain) for _ in range(config.L_layers)]
         self.layers = nn.ModuleList(blocks)
 
     def forward(
@@ -122,7 +126,6 @@ class RecursiveDecoder(nn.Module):
         self.lm_head = Linear(hidden, VOCAB_SIZE)
         self.q_head = QHead(hidden)
         self.position_encoding = create_position_encoding(config.pos_encodings, hidden, config.num_heads, num_slots)
-        self.coordinates = create_grid_coordinates(config.grid_coordinates, hidden)
         self.register_buffer("H_init", trunc_normal_(torch.empty(hidden), 1.0))
         self.register_buffer("L_init", trunc_normal_(torch.empty(hidden), 1.0))
 
@@ -157,13 +160,14 @@ class RecursiveDecoder(nn.Module):
     ) -> tuple[Float[Tensor, "n hidden"], Float[Tensor, "n hidden"]]:
         """`H_cycles` times: `L_cycles` times z_L = L_level(z_L, z_H + x), then z_H = L_level(z_H, z_L).
 
-        Only the last cycle has a gradient. z_H takes z_L through `read_memory`, where there is one.
+        Only the last `grad_cycles` have a gradient. z_H takes z_L through `read_memory`, where there is one.
 
         Args:
             memories_at: what the level reads in a cycle, given the z_H at its start.
         """
         for cycle in range(self.config.H_cycles):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and cycle == self.config.H_cycles - 1):
+            has_gradient = cycle >= self.config.H_cycles - self.config.grad_cycles
+            with torch.set_grad_enabled(torch.is_grad_enabled() and has_gradient):
                 memories = None if memories_at is None else memories_at(z_H)
                 for _ in range(self.config.L_cycles):
                     z_L = self.L_level(z_L, z_H + x, packing, rotary, memories)
@@ -186,6 +190,10 @@ class RecursiveDecoder(nn.Module):
 
 class TRMEncoderInner(RecursiveDecoder):
     """The decoder behind context tokens: one ACT step of H and L cycles, of which the last H cycle has a gradient."""
+
+    def __init__(self, config: ArchConfig):
+        super().__init__(config)
+        self.coordinates = create_grid_coordinates(config.grid_coordinates, config.hidden_size)
 
     def forward(
         self,
@@ -222,7 +230,7 @@ class TRMEncoderInner(RecursiveDecoder):
             context = context.first_token_last()  # beside the answer's cells, with which it is one part
         packing, first_token = self._packed(context, active)
         x, rotary = self._inputs(tokens, context, packing)
-        memories_at = self._reader(evidence, packing) if evidence.is_read else None
+        memories_at = self._reader(evidence, packing, rotary) if evidence.is_read else None
         z_H, z_L = self._reason(*carry.rows(packing), x, packing, rotary, memories_at=memories_at)
         logits = self._logits(z_H, packing)[:, context.context.shape[1] :]
         return carry.updated(z_H, z_L, packing), logits, self._halting(z_H[first_token])
@@ -233,20 +241,22 @@ class TRMEncoderInner(RecursiveDecoder):
         if context.pair_lengths is None:
             return packing, packing.first_row
         parts = torch.cat([context.pair_lengths, 1 + active.sum(1, keepdim=True)], dim=1)
-        packing = packing.alternating(parts, max(context.mask.shape[1], 1 + SEQ_LEN))
+        packing = packing.scoped("alternate", parts, max(context.mask.shape[1], 1 + SEQ_LEN))
         return packing, packing.first_row + context.pair_lengths.sum(1)
 
-    def _reader(self, evidence: EncoderOutput, packing: Packing) -> Callable[[Tensor], Sequence[Memory]]:
-        """What the level reads in any cycle: evidence that stays as it is."""
-        tokens, rotary, memory_packing = self._evidence(evidence)
-        memories = self.L_level.memories(tokens, rotary, Reading.between(packing, memory_packing))
+    def _reader(
+        self, evidence: EncoderOutput, packing: Packing, rotary: Rotary | None
+    ) -> Callable[[Tensor], Sequence[Memory]]:
+        """What the level reads in a cycle, given the z_H at its start: evidence that stays as it is, or moves on."""
+        if isinstance(evidence, MovingEvidence):
+            reading = Reading.between(packing, evidence.packing)
+            advance = evidence.beside(packing, rotary)
+            return lambda z_H: self.L_level.memories(advance(z_H), evidence.rotary, reading)
+        still = pack(evidence.mask[:, 1:], by_view=packs_by_view(evidence.mask.device, self.dtype))
+        places = still.gather(self.position_encoding.of_tokens(*evidence.places)[:, 1:])
+        tokens, reading = still.gather(evidence.context[:, 1:]), evidence.read_by(packing, still)
+        memories = self.L_level.memories(tokens, self.position_encoding.rotary(places), reading)
         return lambda z_H: memories
-
-    def _evidence(self, evidence: EncoderOutput) -> tuple[Float[Tensor, "m hidden"], Rotary | None, Packing]:
-        """The tokens that are read, packed, and where they stand."""
-        packing = pack(evidence.mask[:, 1:], by_view=packs_by_view(evidence.mask.device, self.dtype))
-        places = self.position_encoding.of_tokens(*evidence.places)[:, 1:]
-        return packing.gather(evidence.context[:, 1:]), self.position_encoding.rotary(packing.gather(places)), packing
 
     def _fitting(self, carry: InnerCarry, num_context: int) -> InnerCarry:
         """The carry; a padded one whose slots are not this context's starts afresh as a ragged one."""
@@ -267,6 +277,8 @@ class TRMEncoderInner(RecursiveDecoder):
         slots = torch.arange(batch * num_context, device=tokens.device, dtype=torch.int32).view(batch, num_context)
         index = packing.gather(torch.cat([slots + VOCAB_SIZE, tokens], dim=1))
         weight = self.embed_tokens.embedding_weight.to(self.dtype)
+        if context.query_tokens is not None:
+            weight = weight + context.query_tokens
         table = torch.cat([weight, context.context.to(self.dtype).reshape(-1, hidden)])
         x = hidden**0.5 * F.embedding(index, table)
         self.position_encoding.cover(num_context)

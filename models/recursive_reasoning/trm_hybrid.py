@@ -54,6 +54,8 @@ class HybridTRMConfig:
     halt_max_steps: int = 1
     halt_exploration_prob: float = 0.5
     num_act_steps: int = 4
+    grad_cycles: int = 1
+    qk_norm_gain: bool = False
     conditioning: Literal["z_init", "cross_attention"] = "z_init"
     reads_memory: ClassVar[bool] = False
 

@@ -43,6 +43,7 @@ MODELS = [
     pytest.param(ETRM, READ, 4, id="in_context, read"),
     pytest.param(ETRMTRM, ("arch.recurrent_encoder_type=recurrent_standard",), 3, id="A"),
     pytest.param(ETRMTRM, ("arch.recurrent_encoder_type=trm_style",), 2, id="B"),
+    pytest.param(ETRMTRM, ("arch.recurrent_encoder_type=in_context",), 3, id="C"),
     pytest.param(HYBRID, (f"arch.text_hidden_size={TEXT_WIDTH}",), 1, id="hybrid"),
 ]
 

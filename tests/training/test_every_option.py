@@ -96,6 +96,12 @@ CASES = {
     ),
     "arch.context_tokens": Case(("one", "two"), "parameters", given=("arch.encoder_type=in_context",)),
     "arch.context_mode": Case(("evolve", "read"), "parameters", given=("arch.encoder_type=in_context",)),
+    "arch.targets": Case(
+        ("query", "all_pairs"),
+        "losses",
+        keeps=("parameters",),
+        given=("arch.encoder_type=in_context", "arch.context_mode=read", "arch.context_attention=pair"),
+    ),
     "arch.context_attention": Case(
         ("all", "alternate", "pair"),
         "losses",
@@ -103,9 +109,17 @@ CASES = {
         given=("arch.encoder_type=in_context", "arch.context_mode=read"),
     ),
     "arch.grid_coordinates": Case(("none", "corner", "both"), "parameters"),
+    "arch.query_as_context": Case(
+        ("false", "true"), "losses", keeps=("parameters",), given=("arch.encoder_type=in_context",)
+    ),
+    "arch.grad_cycles": Case(("1", "2"), "losses", keeps=("parameters",)),
+    "arch.qk_norm_gain": Case(("false", "true"), "parameters"),
     "arch.lpn_latent_dim": Case(("8", "16"), "parameters", given=("arch.encoder_type=lpn_variational",)),
     "arch.loss.kl_weight": Case(("0", "0.1"), "losses", given=("arch.encoder_type=hybrid_variational",)),
-    "arch.recurrent_encoder_type": replace(RECURRENT, values=("recurrent_standard", "trm_style"), acts_on="parameters"),
+    "arch.recurrent_encoder_type": replace(
+        RECURRENT, values=("recurrent_standard", "trm_style", "in_context"), acts_on="parameters"
+    ),
+    "arch.encoder_memory": replace(RECURRENT, values=("pairs", "cells"), acts_on="losses"),
     "arch.encoder_h_cycles": replace(TRM_STYLE, values=("1", "2"), acts_on="losses"),
     "arch.encoder_l_cycles": replace(TRM_STYLE, values=("1", "2"), acts_on="losses"),
     "arch.encoder_l_layers": replace(TRM_STYLE, values=("1", "2"), acts_on="parameters"),
@@ -169,6 +183,7 @@ CASES = {
     "ema": Case(("true", "false"), "files", keeps=TRAINING),
     "ema_rate": Case(("0.9", "0.1"), "evaluation", keeps=TRAINING),
     "load_pretrained_decoder": Case(("null", "{eager_decoder}"), "losses", keeps=("parameters",)),
+    "load_pretrained_encoder": Case(("null", "{eager_decoder}"), "losses", keeps=("parameters",)),
     "max_eval_augmentations": Case(("1", "3"), "evaluation", keeps=TRAINING),
     # Variance over the samples of a batch of one is not defined, so it is not logged.
     "eval_batch_size": Case(("8", "1"), "evaluation", keeps=(*TRAINING, "submission")),
@@ -193,8 +208,13 @@ CASES = {
 }
 TESTED_ELSEWHERE = {
     **{
-        f"data.stages.{key}": "a stage of a list: test_known_rules_training.py"
-        for key in ("families", "sides", "colors", "distinct", "threshold", "max_batches")
+        f"data.curriculum.{key}": "a track of a list: test_known_rules_training.py"
+        for key in (
+            "families",
+            "levels",
+            "threshold",
+            *(f"levels.{key}" for key in ("sides", "colors", "demos", "distinct")),
+        )
     },
     "data.name": "each arch reads one kind of source: test_sources.py",
     "data_workers": "test_batches_come_from_as_many_workers_as_asked_for, below",
