@@ -1,7 +1,8 @@
 """Which tasks a RE-ARC verifier solves: it does, if under one dihedral transform it gives every pair's output."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from dataset.arc_tasks import Pair
 from dataset.augment import NUM_DIHEDRAL, apply_dihedral
@@ -13,34 +14,54 @@ from dataset.rearc.pairs import OWN_FAULTS, as_tuples
 FAULTS = (*OWN_FAULTS, AssertionError, MemoryError)
 
 
+FEW, MANY = 2, 10  # a property that has at most FEW values in at least MANY pairs has no others
+
+
 @dataclass(frozen=True)
 class Traits:
-    """What all pairs of a rule have in common, and no dihedral transform changes.
+    """What the pairs of a rule are like, in what no dihedral transform changes.
 
-    keeps_size: whether each output is as large as its input; None where some are.
     outputs_have: the colours of every output.
-    adds: the colours of any output that its input does not have.
+    values: by property, what it is in any of the pairs.
+    fixed: the properties of which all values are known.
     """
 
-    keeps_size: bool | None
     outputs_have: frozenset[int]
-    adds: frozenset[int]
+    values: dict[str, frozenset[Hashable]]
+    fixed: frozenset[str]
 
     @classmethod
     def of(cls, pairs: Sequence[Pair]) -> "Traits":
         both = [(pair.input, pair.output) for pair in pairs if pair.output is not None]
-        kept = {given.shape == made.shape for given, made in both}
-        colors = [(_colors(given), _colors(made)) for given, made in both]
-        return cls(
-            kept.pop() if len(kept) == 1 else None,
-            frozenset.intersection(*(made for _, made in colors)),
-            frozenset.union(*(made - given for given, made in colors)),
-        )
+        found = [_properties(given, made) for given, made in both]
+        told = {name: [each[name] for each in found if name in each] for name in PROPERTIES}
+        values = {name: frozenset().union(*sets) for name, sets in told.items()}
+        fixed = {name for name, sets in told.items() if name == "adds" or len(values[name]) <= FEW and len(sets) >= MANY}
+        return cls(frozenset.intersection(*(_colors(made) for _, made in both)), values, frozenset(fixed))
 
     def allow(self, task: "Traits") -> bool:
         """Whether a task may be of this rule."""
-        sizes = {self.keeps_size, task.keeps_size}
-        return sizes != {True, False} and self.outputs_have <= task.outputs_have and task.adds <= self.adds
+        has_only = (task.values[name] <= self.values[name] for name in self.fixed)
+        return self.outputs_have <= task.outputs_have and all(has_only)
+
+
+PROPERTIES = ("keeps_size", "output_sides", "growth", "adds", "changed", "changed_to")
+
+
+def _properties(given: Grid, made: Grid) -> dict[str, set[Hashable]]:
+    """Of a pair: is the size kept, the output's sides, how they compare with the input's, colours that only the output
+    has, and where the size is kept, the colours of cells that change, before and after."""
+    growth = (Fraction(made.shape[0], given.shape[0]), Fraction(made.shape[1], given.shape[1]))
+    found: dict[str, set[Hashable]] = {
+        "keeps_size": {given.shape == made.shape},
+        "output_sides": {tuple(sorted(made.shape))},
+        "growth": {tuple(sorted(growth))},
+        "adds": set(_colors(made) - _colors(given)),
+    }
+    if given.shape == made.shape:
+        differ = given != made
+        found |= {"changed": set(_colors(given[differ])), "changed_to": set(_colors(made[differ]))}
+    return found
 
 
 @dataclass(frozen=True)
