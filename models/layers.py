@@ -116,17 +116,39 @@ class SelfAttention(nn.Module):
         self.o_proj = Linear(hidden_size, hidden_size)
 
     def forward(
-        self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary | None
+        self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary | None, memory: Memory | None = None
     ) -> Float[Tensor, "n hidden"]:
+        """With a memory each row attends to its own sequence and to what that reads of the memory."""
+        q, k, v = self._projected(x, rotary)
+        if self.gain is not None:
+            q = q * self.gain.to(q.dtype)[:, None]
+        if memory is None:
+            out = attend(q, k, v, packing.segments, runs=packing.runs)
+        else:
+            reading = memory.reading
+            keys, values = (
+                reading.arranged(torch.cat([own, read])) for own, read in ((k, memory.keys), (v, memory.values))
+            )
+            out = attend(q, keys, values, reading.segments, runs=reading.runs, keys_are_arranged=True)
+        return self.o_proj(rearrange(out, "n h d -> n (h d)"))
+
+    def _projected(self, x: Float[Tensor, "n hidden"], rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (n, h, d) each."""
         qkv = rearrange(self.qkv_proj(x), "n (three h d) -> n three h d", three=3, h=self.num_heads)
         qk, v = qkv.split([2, 1], dim=1)
         if self.qk_norm:
             qk = rms_norm(qk)
         q, k = (qk if rotary is None else apply_rotary(qk, rotary)).unbind(1)
-        if self.gain is not None:
-            q = q * self.gain.to(q.dtype)[:, None]
-        out = attend(q, k, v.squeeze(1), packing.segments, runs=packing.runs)
-        return self.o_proj(rearrange(out, "n h d -> n (h d)"))
+        return q, k, v.squeeze(1)
+
+    def memory(self, tokens: Float[Tensor, "m hidden"], rotary: Rotary | None, reading: Reading) -> Memory:
+        """The keys and values of a memory, by the projection that makes those of the rows.
+
+        Args:
+            rotary: where its tokens stand.
+        """
+        _, k, v = self._projected(tokens, rotary)
+        return Memory(k, v, reading)
 
 
 class CrossAttention(nn.Module):
@@ -251,19 +273,17 @@ class TransformerBlock(nn.Module):
         self.mlp_residual = Residual(hidden_size, norm_style, layer_scale_init, residual_scale)
 
     def forward(
-        self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary | None
+        self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary | None, memory: Memory | None = None
     ) -> Float[Tensor, "n hidden"]:
-        x = self.attn_residual.after(x, self.self_attn(self.attn_residual.before(x), packing, rotary))
+        x = self.attn_residual.after(x, self.self_attn(self.attn_residual.before(x), packing, rotary, memory))
         return self.mlp_residual.after(x, self.mlp(self.mlp_residual.before(x)))
 
 
 class ReadingBlock(TransformerBlock):
     """Self-attention, cross-attention to a memory, and SwiGLU, each a post-norm residual branch."""
 
-    def __init__(
-        self, hidden_size: int, num_heads: int, expansion: float, residual_scale: float = 1.0, qk_gain: bool = False
-    ):
-        super().__init__(hidden_size, num_heads, expansion, residual_scale=residual_scale, qk_gain=qk_gain)
+    def __init__(self, hidden_size: int, num_heads: int, expansion: float, residual_scale: float = 1.0):
+        super().__init__(hidden_size, num_heads, expansion, residual_scale=residual_scale)
         self.cross_attn = CrossAttention(hidden_size, num_heads)
         self.cross_residual = Residual(hidden_size, residual_scale=residual_scale)
 

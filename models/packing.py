@@ -95,6 +95,11 @@ class Packing:
         """What a layer attends within, by its number."""
         return self.scopes[number % len(self.scopes)] if self.scopes else self
 
+    @property
+    def live_rows(self) -> Int[Tensor, " m"]:
+        """The packed rows that are valid tokens."""
+        return torch.arange(len(self.rows), device=self.rows.device) if self.live is None else self.live
+
     def gather(self, padded: Tensor) -> Tensor:
         """(s, l, ...) -> (n, ...)."""
         return padded.flatten(0, 1)[self.rows]

@@ -28,7 +28,17 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.softmax(q @ k.T / math.sqrt(q.shape[-1]), -1) @ v
 
 
-def self_attention(x: Tensor, attention: Any, positions: Tensor, qk_norm: bool = False) -> Tensor:
+def self_attention(
+    x: Tensor,
+    attention: Any,
+    positions: Tensor,
+    qk_norm: bool = False,
+    evidence: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """With evidence (tokens and their positions) its keys and values stand beside those of x."""
+    num_rows = len(x)
+    if evidence is not None:
+        x, positions = torch.cat([x, evidence[0]]), torch.cat([positions, evidence[1]])
     hidden, heads = x.shape[-1], attention.num_heads
     q, k, v = (x @ w.T for w in attention.qkv_proj.weight.split(hidden))
     outputs = []
@@ -39,7 +49,8 @@ def self_attention(x: Tensor, attention: Any, positions: Tensor, qk_norm: bool =
             queries, keys = rms(queries), rms(keys)
         if attention.gain is not None:
             queries = queries * attention.gain[h]
-        outputs.append(softmax_attention(rotate(queries, positions), rotate(keys, positions), v[:, part]))
+        queries, keys = rotate(queries, positions)[:num_rows], rotate(keys, positions)
+        outputs.append(softmax_attention(queries, keys, v[:, part]))
     return torch.cat(outputs, -1) @ attention.o_proj.weight.T
 
 
@@ -59,10 +70,8 @@ def cross_attention(x: Tensor, memory: Tensor, attention: Any, places: tuple[Ten
 
 
 def reading_block(x: Tensor, block: Any, positions: Tensor, evidence: tuple[Tensor, Tensor]) -> Tensor:
-    """Self-attention, then cross-attention to evidence (tokens and their positions), then SwiGLU."""
-    tokens, places = evidence
-    x = rms(x + self_attention(x, block.self_attn, positions))
-    x = rms(x + cross_attention(x, tokens, block.cross_attn, (positions, places)))
+    """Attention to the rows and to evidence (tokens and their positions) under one softmax, then SwiGLU."""
+    x = rms(x + self_attention(x, block.self_attn, positions, evidence=evidence))
     return rms(x + swiglu(x, block.mlp))
 
 
