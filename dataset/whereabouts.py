@@ -10,12 +10,17 @@ FULL_SIZE = "--subsets training evaluation --test-set-name evaluation --num-aug 
 OPTIONS = {
     "arc1-demo": "--subsets training evaluation --test-set-name evaluation --num-aug 1 --max-side 10 --seed 42",
     "arc1-small": "--subsets training evaluation --test-set-name evaluation --num-aug 0 --max-side 10 --seed 42",
+    "arc-small": (
+        "--subsets training training2 evaluation evaluation2 --test-set-name evaluation evaluation2 "
+        "--num-aug 1000 --max-side 10 --seed 42"
+    ),
     "arc1concept-encoder-aug-1000": (
         "--num-aug 1000 --seed 42 --subsets training evaluation concept --test-set-name evaluation "
         "--input-file-prefix DIR/arc-agi"
     ),
 }
 OTHER_BUILDERS = {
+    "rearc": "build_rearc --output-dir {} --pairs 150 --max-side 10 --seed 0",
     "known_rules": "build_known_rules --output-dir {} --sides 3 6 --colors 9 --train 300 --held-out 600 --seed 0"
 }
 

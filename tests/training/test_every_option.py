@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from torch.utils.data import DataLoader
 
 import dataset.batches
+from config.data_schema import MixturePart
 from config.schema import TrainConfig
 from tests.option_outcomes import BASE, IN_A_FOLDER, FirstSteps, Outcomes, WholeRun
 from tests.tiny_llama import CHAT_TEMPLATE, save_tiny_llama
@@ -62,6 +63,16 @@ CURRICULUM = (
     "data.measure_steps=2",
 )
 FOLLOWED = replace(RULES, keeps=("parameters", "log_lines"), given=CURRICULUM)
+REARC = Case(
+    (),
+    "losses",
+    keeps=("parameters",),
+    given=("data=rearc", "data.num_batches=4", "data.data_paths=[{data}]", "data.demos=[1,2]"),
+)
+# `%s` stands for the share.
+RULES_PART = "{{share:%s,source:{{name:known_rules,families:[permutation],sides:[2,3]}}}}"
+FEWSHOT_PART = "{{share:%s,source:fewshot}}"
+MIXED = Case((), "losses", keeps=("parameters",), given=("data=mixture", "data.num_batches=4", "global_batch_size=6"))
 # `{other_data}`, `{eager_decoder}`, `{llama}` and the like stand for paths.
 CASES = {
     "arch.hidden_size": Case(("32", "64"), "parameters"),
@@ -150,6 +161,18 @@ CASES = {
     "data.colors": replace(RULES, values=("9", "4")),
     "data.demos": replace(RULES, values=("[3,4]", "[1,2]")),
     "data.distinct": replace(RULES, values=("false", "true")),
+    "data.data_paths": replace(REARC, values=("[{data}]", "[{other_data}]")),
+    "data.share_batches": replace(
+        MIXED, values=("2", "4"), given=(*MIXED.given, f"data.sources=[{RULES_PART % '[4,2]'},{FEWSHOT_PART % '[2,4]'}]")
+    ),
+    "data.sources": replace(
+        MIXED,
+        values=(
+            f"[{RULES_PART % 4},{FEWSHOT_PART % 2}]",
+            f"[{FEWSHOT_PART % 2},{RULES_PART % 4}]",
+            f"[{RULES_PART % 2},{FEWSHOT_PART % 4}]",
+        ),
+    ),
     "data.translate": replace(RULES, values=("false", "true"), given=(*RULES.given, "arch.canvas=full")),
     "data.curriculum": replace(RULES, values=("[]", "[{{families:[permutation],levels:[{{sides:[5,5]}}]}}]")),
     "data.at_once": replace(FOLLOWED, values=("1", "2")),
@@ -162,6 +185,7 @@ CASES = {
     "max_demos": Case(("4", "1"), "losses"),
     "max_train_groups": Case(("8", "4"), "losses"),
     "max_eval_groups": Case(("1", "2"), "submission", keeps=TRAINING),
+    "min_demos": Case(("null", "1"), "losses", keeps=("total_steps",), given=("query_sampling=leave_one_out",)),
     "query_sampling": Case(("test", "leave_one_out"), "losses", keeps=("total_steps",)),
     "epochs": Case(("1", "2"), "log_lines"),
     "eval_interval": Case(("1", "2"), "evaluated_at", keeps=TRAINING),
@@ -206,6 +230,22 @@ CASES = {
     "project_name": Case(("one", "two"), "folder", keeps=(*TRAINING, "submission", "files")),
     "run_name": Case(("one", "two"), "folder", keeps=(*TRAINING, "submission", "files")),
 }
+
+
+def schema_keys(model: type[BaseModel], prefix: str = "") -> dict[str, list[Any]]:
+    """Every key of a schema with its annotations (one for each arch that has it), without the sections themselves."""
+    keys: dict[str, list[Any]] = {}
+    for name, info in model.model_fields.items():
+        parts = (info.annotation, *get_args(info.annotation))
+        sections = [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
+        for section in sections:
+            for key, annotations in schema_keys(section, f"{prefix}{name}.").items():
+                keys.setdefault(key, []).extend(annotations)
+        if not sections or get_origin(info.annotation) is tuple:
+            keys.setdefault(prefix + name, []).append(info.annotation)
+    return keys
+
+
 TESTED_ELSEWHERE = {
     **{
         f"data.curriculum.{key}": "a track of a list: test_known_rules_training.py"
@@ -216,6 +256,7 @@ TESTED_ELSEWHERE = {
             *(f"levels.{key}" for key in ("sides", "colors", "demos", "distinct")),
         )
     },
+    **{key: "as in a run of that source alone: test_mixture.py" for key in schema_keys(MixturePart, "data.sources.")},
     "data.name": "each arch reads one kind of source: test_sources.py",
     "data_workers": "test_batches_come_from_as_many_workers_as_asked_for, below",
     "compile": "tests/models/test_cuda_ready.py: it must not change a result",
@@ -236,20 +277,6 @@ TESTED_ELSEWHERE = {
     "arch.text_batch_size": "batches change latents by rounding alone: test_latent_cache.py",
 }
 SINGLE_VALUE = ("arch.name", "arch.loss.name", "evaluators.name", "arch.H_layers")
-
-
-def schema_keys(model: type[BaseModel], prefix: str = "") -> dict[str, list[Any]]:
-    """Every key of a schema with its annotations (one for each arch that has it), without the sections themselves."""
-    keys: dict[str, list[Any]] = {}
-    for name, info in model.model_fields.items():
-        parts = (info.annotation, *get_args(info.annotation))
-        sections = [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
-        for section in sections:
-            for key, annotations in schema_keys(section, f"{prefix}{name}.").items():
-                keys.setdefault(key, []).extend(annotations)
-        if not sections or get_origin(info.annotation) is tuple:
-            keys.setdefault(prefix + name, []).append(info.annotation)
-    return keys
 
 
 def test_every_key_of_the_schema_has_a_case_or_a_reason() -> None:

@@ -167,7 +167,7 @@ def test_a_run_may_go_on_with_another_source(mirrors: Config, shrunk_config: Con
 def as_written_before_sources(checkpoint: Path) -> None:
     """Take what came with sources out of a checkpoint, and set its hashes right."""
     config = yaml.safe_load((checkpoint / "config.yaml").read_text())
-    assert config.pop("data") == {"name": "fewshot"}
+    assert config.pop("data") == {"name": "fewshot", "translate": True}
     (checkpoint / "config.yaml").write_text(yaml.safe_dump(config))
     state = torch.load(checkpoint / "rank_0.pt", weights_only=True)
     assert state.pop("source") == {"fewshot": {}}
