@@ -163,7 +163,9 @@ CASES = {
     "data.distinct": replace(RULES, values=("false", "true")),
     "data.data_paths": replace(REARC, values=("[{data}]", "[{other_data}]")),
     "data.share_batches": replace(
-        MIXED, values=("2", "4"), given=(*MIXED.given, f"data.sources=[{RULES_PART % '[4,2]'},{FEWSHOT_PART % '[2,4]'}]")
+        MIXED,
+        values=("2", "4"),
+        given=(*MIXED.given, f"data.sources=[{RULES_PART % '[4,2]'},{FEWSHOT_PART % '[2,4]'}]"),
     ),
     "data.sources": replace(
         MIXED,
@@ -256,7 +258,7 @@ TESTED_ELSEWHERE = {
             *(f"levels.{key}" for key in ("sides", "colors", "demos", "distinct")),
         )
     },
-    **{key: "as in a run of that source alone: test_mixture.py" for key in schema_keys(MixturePart, "data.sources.")},
+    **dict.fromkeys(schema_keys(MixturePart, "data.sources."), "as in a run of that source alone: test_mixture.py"),
     "data.name": "each arch reads one kind of source: test_sources.py",
     "data_workers": "test_batches_come_from_as_many_workers_as_asked_for, below",
     "compile": "tests/models/test_cuda_ready.py: it must not change a result",
