@@ -24,6 +24,7 @@ SYSTEMS = {
     "ETRM": ("cfg_pretrain_etrm_arc_agi_1", ()),
     "ETRMTRM A": ("cfg_pretrain_etrmtrm_arc_agi_1", ("arch.recurrent_encoder_type=recurrent_standard",)),
     "ETRMTRM B": ("cfg_pretrain_etrmtrm_arc_agi_1", ("arch.recurrent_encoder_type=trm_style",)),
+    "in_context": ("cfg_pretrain_etrm_arc_agi_1", ("arch.encoder_type=in_context", "arch.context_coordinates=true")),
 }
 
 
@@ -103,7 +104,8 @@ class System:
     @property
     def rows(self) -> int:
         """Rows of the decoder's packed tensor."""
-        return int(self.model.active_cells(self.batch).sum()) + self.config.puzzle_emb_len * len(self.batch["inputs"])
+        context = flops.context_lengths(self.batch, self.config)
+        return int(self.model.active_cells(self.batch).sum() + context.sum())
 
     def products(self) -> tuple[Callable[[], None], float]:
         """`matrix_products` of a block on the decoder's rows in this dtype."""
