@@ -56,7 +56,7 @@ def context_lengths(batch: Batch, config: Any) -> Tensor:
         ValueError: `in_context` with a mode that no formula knows.
     """
     if not reads_in_context(config):
-        return torch.full((len(batch["inputs"]),), float(config.puzzle_emb_len), dtype=torch.float64)
+        return torch.full_like(batch["inputs"][:, 0], config.puzzle_emb_len, dtype=torch.float64)
     if config.context_mode != "evolve":
         raise ValueError(f"no formula for arch.context_mode={config.context_mode}; there is one for evolve")
     inputs, outputs = (batch[key] != PAD for key in ("demo_inputs", "demo_labels"))
@@ -111,7 +111,7 @@ def training_step(batch: Batch, active: Tensor, config: Any) -> float:
 
 
 def evaluation(batch: Batch, active: Tensor, config: Any) -> float:
-    """One vote of each query: demonstrations encoded once, then `max_steps` ACT steps; systems as in `training_step`."""
+    """One vote of each query: demonstrations encoded once, then `max_steps` ACT steps; raises as `training_step`."""
     total = config.max_steps * decoder(batch, active, config, training=False)
     if not has_layers_of_its_own(config):
         return total
