@@ -131,6 +131,7 @@ class TrainConfig(Section):
     optimizer: Literal["adam_atan2", "muon"] = "adam_atan2"
     muon_lr: PositiveFloat = 1e-2
     compile: Annotated[Literal["auto", "on", "off"], OnOrOff] = "auto"
+    eval_batch_tokens: Positive | None = None
     data_workers: NonNegative
     project_name: PathPart = "etrm-arc"
     run_name: PathPart | None = None

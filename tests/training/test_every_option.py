@@ -155,6 +155,7 @@ CASES = {
     "max_eval_augmentations": Case(("1", "3"), "evaluation", keeps=TRAINING),
     # Variance over the samples of a batch of one is not defined, so it is not logged.
     "eval_batch_size": Case(("8", "1"), "evaluation", keeps=(*TRAINING, "submission")),
+    "eval_batch_tokens": Case(("null", "1"), "evaluation", keeps=(*TRAINING, "submission")),
     "log_interval": Case(("1", "2"), "log_lines", keeps=("weights", "submission")),
     "log_predictions_every": Case(("0", "1"), "files", keeps=(*TRAINING, "submission")),
     "checkpoint_every_eval": Case(
