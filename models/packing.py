@@ -18,6 +18,8 @@ _STEP = 8
 _LEVELS = [_STEP]
 while _LEVELS[-1] < 1 << 20:
     _LEVELS.append(max(_LEVELS[-1] + _STEP, _LEVELS[-1] * 9 // 8))
+# The packed kernel starts a block of threads for each so many queries that a sequence could have.
+QUERIES_A_BLOCK = 128
 LENGTH_LEVELS = np.array(_LEVELS)
 
 
@@ -29,12 +31,14 @@ class Segments:
     Attributes:
         cu_q, cu_k: int32 starts of the sequences, and the end of the last.
         max_q, max_k: upper bounds of the lengths.
+        all_have_keys: no sequence that has queries is without keys.
     """
 
     cu_q: Int[Tensor, " s+1"]
     cu_k: Int[Tensor, " s+1"]
     max_q: int
     max_k: int
+    all_have_keys: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ class Packing:
         sequence: (n) which sequence a row belongs to.
         first_row: (s) the packed row of each sequence's first token; for an empty sequence, an arbitrary row.
         lengths: (s) number of valid tokens.
-        cu_seqlens, max_seqlen: extents for the packed kernel; only where `runs` is None.
+        cu_seqlens, max_seqlen: starts of the sequences that have tokens, and the end of the last; a bound of their
+            lengths. For the packed kernel, only where `runs` is None.
         runs: the groups for attention by view, where these are used.
     """
 
@@ -79,7 +84,7 @@ class Packing:
     sequence: Int[Tensor, " n"]
     first_row: Int[Tensor, " s"]
     lengths: Int[Tensor, " s"]
-    cu_seqlens: Int[Tensor, " s+1"]
+    cu_seqlens: Int[Tensor, " used+1"]
     max_seqlen: int
     padded_length: int
     runs: Runs | None
@@ -87,7 +92,7 @@ class Packing:
     @property
     def segments(self) -> Segments:
         """Each sequence attends to itself."""
-        return Segments(self.cu_seqlens, self.cu_seqlens, self.max_seqlen, self.max_seqlen)
+        return Segments(self.cu_seqlens, self.cu_seqlens, self.max_seqlen, self.max_seqlen, all_have_keys=True)
 
     @property
     def place(self) -> Int[Tensor, " n"]:
@@ -110,6 +115,15 @@ class Packing:
         if self.live is not None:
             rows, values = rows[self.live], packed[self.live]
         return base.flatten(0, 1).index_copy(0, rows, values.to(base.dtype)).view_as(base)
+
+    def in_order(self, packed: Tensor) -> Tensor:
+        """The valid tokens' rows in the order of the sequences, as they stand where no runs are arranged."""
+        if self.runs is None:
+            return packed
+        tokens, sequence = (
+            (packed, self.sequence) if self.live is None else (packed[self.live], self.sequence[self.live])
+        )
+        return tokens[torch.argsort(sequence, stable=True)]
 
     def mean(self, packed: Float[Tensor, "n width"], weights: Float[Tensor, " n"] | None = None) -> Tensor:
         """The (weighted) mean over each sequence's valid tokens, (s, width) float32; zeros for an empty sequence."""
@@ -222,14 +236,23 @@ def pack_all(num_sequences: int, length: int, device: torch.device, *, by_view: 
 
 
 def _pack_tightly(mask: Bool[Tensor, "s l"]) -> Packing:
-    num_sequences, padded_length = mask.shape
-    rows = mask.flatten().nonzero().squeeze(-1)  # the one synchronisation
+    padded_length = mask.shape[1]
     lengths = mask.sum(dim=1)
-    cu_seqlens = torch.zeros(num_sequences + 1, dtype=torch.int32, device=mask.device)
-    torch.cumsum(lengths, 0, out=cu_seqlens[1:], dtype=torch.int32)
-    first_row = cu_seqlens[:-1].long().clamp(max=max(len(rows) - 1, 0))
+    sizes = torch.stack([lengths.sum(), lengths.max(), (lengths > 0).sum()])
+    total, longest, used = sizes.tolist()  # the one synchronisation
+    ends = lengths.cumsum(0)
+    rows = torch.nonzero_static(mask.flatten(), size=total).squeeze(-1)
+    ends_of_used = ends[torch.nonzero_static(lengths, size=used).squeeze(-1)].to(torch.int32)
     return Packing(
-        rows, None, rows // padded_length, first_row, lengths, cu_seqlens, padded_length, padded_length, None
+        rows=rows,
+        live=None,
+        sequence=rows // padded_length,
+        first_row=(ends - lengths).clamp(max=max(total - 1, 0)),
+        lengths=lengths,
+        cu_seqlens=torch.cat([ends_of_used.new_zeros(1), ends_of_used]),
+        max_seqlen=max(1, -(-longest // QUERIES_A_BLOCK)) * QUERIES_A_BLOCK,
+        padded_length=padded_length,
+        runs=None,
     )
 
 

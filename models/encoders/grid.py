@@ -94,13 +94,10 @@ class AttentionPooling(nn.Module):
         self.attention = CrossAttention(hidden_size, num_heads)
 
     def forward(self, x: Float[Tensor, "n hidden"], packing: Packing) -> Float[Tensor, "s hidden"]:
-        live = packing.live
-        tokens, sequence = (x, packing.sequence) if live is None else (x[live], packing.sequence[live])
-        order = torch.argsort(sequence, stable=True)  # back to the order of the sequences
         num_sequences = len(packing.lengths)
         cu_q = torch.arange(num_sequences + 1, dtype=torch.int32, device=x.device)
         segments = Segments(cu_q, ends_of(packing.lengths), 1, packing.padded_length)
-        return self.attention(self.query.to(x.dtype).expand(num_sequences, -1), tokens[order], segments)
+        return self.attention(self.query.to(x.dtype).expand(num_sequences, -1), packing.in_order(x), segments)
 
 
 class WeightedPooling(nn.Module):

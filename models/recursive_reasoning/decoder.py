@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from dataset.batches import Batch
 from dataset.grids import PAD, SEQ_LEN, VOCAB_SIZE
 from models.encoders.base import EncoderOutput, fixed_length_output, forward_dtype, packs_by_view
-from models.layers import Linear, MixerBlock, Rotary, TokenEmbedding, TransformerBlock, trunc_normal_
+from models.layers import (
+    Linear,
+    MixerBlock,
+    Rotary,
+    TokenEmbedding,
+    TransformerBlock,
+    trunc_normal_,
+    weights_cast_once,
+)
 from models.packing import Packing, pack
 from models.positions import create_position_encoding
 from models.recursive_reasoning.carry import InnerCarry, RaggedInnerCarry, TRMEncoderInnerCarry
@@ -141,11 +149,13 @@ class RecursiveDecoder(nn.Module):
 
         Only the last cycle has a gradient. z_H takes z_L through `read_memory`, where there is one.
         """
-        for cycle in range(self.config.H_cycles):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and cycle == self.config.H_cycles - 1):
-                for _ in range(self.config.L_cycles):
-                    z_L = self.L_level(z_L, z_H + x, packing, rotary)
-                z_H = self.L_level(z_H, z_L if read_memory is None else read_memory(z_L), packing, rotary)
+        with weights_cast_once(self.L_level, self.dtype):
+            for cycle in range(self.config.H_cycles):
+                with torch.set_grad_enabled(torch.is_grad_enabled() and cycle == self.config.H_cycles - 1):
+                    injection = z_H + x
+                    for _ in range(self.config.L_cycles):
+                        z_L = self.L_level(z_L, injection, packing, rotary)
+                    z_H = self.L_level(z_H, z_L if read_memory is None else read_memory(z_L), packing, rotary)
         return z_H, z_L
 
     def _logits(self, z_H: Tensor, packing: Packing) -> Float[Tensor, "batch slots vocab"]:
