@@ -1,7 +1,8 @@
-"""Evaluate a checkpoint: python evaluate.py --checkpoint RUN [--split train|test] [--shuffle] ...
+"""Evaluate a checkpoint: python evaluate.py --checkpoint RUN [--split train|test] [--controls] [--shuffle] ...
 
-`--shuffle` is the control of every system: each query is asked with what belongs to another puzzle (TRM: the puzzle's
-id, the others: the demonstrations). A model that reads them does far worse then.
+`--controls` also asks some queries with a donor's demonstrations, with none, in another order and so on, and tells how
+often they are answered rightly (by default as the run does). `--shuffle` asks every query with what belongs to another
+puzzle (TRM: the puzzle's id, the others: the demonstrations). A model that reads them does far worse then.
 """
 
 from utils.signals import end_at_once

@@ -65,11 +65,11 @@ def context_lengths(batch: Batch, config: Any) -> Tensor:
 
 
 def decoder(batch: Batch, active: Tensor, config: Any, *, training: bool) -> float:
-    """One ACT step: the passes of `L_level`, of which those of the last H cycle have a backward pass, and the head."""
+    """One ACT step: the passes of `L_level`, of which those of `grad_cycles` have a backward pass, and the head."""
     cells = active.sum(1).double()
     per_pass = config.L_layers * block(context_lengths(batch, config) + cells, config)
     in_a_cycle = config.L_cycles + 1
-    passes = config.H_cycles * in_a_cycle + (2 * in_a_cycle if training else 0)
+    passes = config.H_cycles * in_a_cycle + (2 * in_a_cycle * config.grad_cycles if training else 0)
     return passes * per_pass + float(cells.sum()) * 2 * config.hidden_size * VOCAB_SIZE * (3 if training else 1)
 
 

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu_measure import Clock
 from models.attention import attend
-from models.packing import Segments, ends_of, length_runs
+from models.segments import Segments, ends_of, length_runs
 
 BACKENDS = {
     "padded groups, cuDNN": SDPBackend.CUDNN_ATTENTION,
@@ -35,7 +35,7 @@ def by_groups(segments: Segments, backend: SDPBackend) -> Attention:
                 heads_first = [x.unflatten(0, (count, -1)).transpose(1, 2) for x in run]
                 found.append(F.scaled_dot_product_attention(*heads_first).transpose(1, 2).flatten(0, 1))
         out = torch.cat(found)
-        return torch.zeros_like(q).index_copy(0, gathered.q_index[gathered.q_valid], out[gathered.q_valid])
+        return torch.zeros_like(q).index_copy(0, gathered.answered, out[gathered.live])
 
     return attention
 

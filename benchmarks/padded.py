@@ -9,7 +9,8 @@ from torch import Tensor
 
 import models.encoders.grid
 import models.recursive_reasoning.decoder
-from models.packing import Packing, Runs
+from models.packing import Packing
+from models.segments import Runs
 
 MODULES = (models.encoders.grid, models.recursive_reasoning.decoder)
 

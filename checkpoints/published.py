@@ -245,6 +245,30 @@ def load_pretrained_decoder(decoder: nn.Module, path: str, arch: dict[str, Any])
     return weights.trained_on
 
 
+def load_pretrained_encoder(encoder: nn.Module, path: str) -> TrainedOn:
+    """Load the encoder's weights (averaged, where there are averages).
+
+    Args:
+        path: whatever `read_weights` reads.
+
+    Returns:
+        What the weights were trained on.
+
+    Raises:
+        CheckpointError: missing, damaged, not finite, without an encoder, or with one of other parts or sizes.
+    """
+    try:
+        weights = read_weights(path)
+        if not weights.encoder:
+            raise CheckpointError(f"{weights.path}: it has no encoder ({weights.layout})")
+        refuse_non_finite(weights.encoder, weights.path)
+        load_matching(encoder, weights.encoder, str(weights.path))
+    except CheckpointError as error:
+        raise CheckpointError(f"load_pretrained_encoder: {error}") from error
+    log.info("load_pretrained_encoder: %s, %s parameters", weights.path, f"{num_parameters(weights.encoder):,}")
+    return weights.trained_on
+
+
 def _log_loaded(weights: Weights) -> None:
     left_out = [f"puzzle embeddings {tuple(v.shape)}" for v in weights.puzzle_embeddings.values()]
     left_out += [f"encoder ({num_parameters(weights.encoder):,} parameters)"] if weights.encoder else []

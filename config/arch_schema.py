@@ -1,5 +1,6 @@
 """What the `arch` section may hold: the decoder and ACT of every system, and what each system adds."""
 
+from collections.abc import Iterable
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -19,6 +20,9 @@ from config.fields import (
 from dataset.grids import SEQ_LEN
 
 EMBEDDED_TEXT_MODEL = "embedded"  # the small model that the extra [llm] brings along
+# What encoders read whose tokens are the demonstrations' cells, and the layers of those that encode pairs.
+CONTEXT_KEYS = ("context_tokens", "context_attention", "query_as_context")
+ENCODER_LAYER_KEYS = ("encoder_num_layers", "encoder_norm_style", "encoder_layer_scale_init", "encoder_qk_norm")
 # What a batch tells of a puzzle beside the query.
 Condition = Literal["demonstrations", "puzzle identifiers", "texts"]
 
@@ -54,12 +58,15 @@ class ArchConfig(Section):
     puzzle_emb_len: Positive
     mlp_t: bool
     pos_encodings: Literal["rope", "rope2d", "learned"] = "rope"  # configs of runs from before it existed are read
+    grid_coordinates: Literal["none", "corner", "both"] = "none"
     forward_dtype: Literal["auto", "bfloat16", "float32"]
     canvas: Literal["task", "full"]
     halting: Literal["act", "fixed"]
     halt_max_steps: Positive
     halt_exploration_prob: Probability
     num_act_steps: Positive
+    grad_cycles: Positive = 1
+    qk_norm_gain: bool = False
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "ArchConfig":
@@ -81,6 +88,14 @@ class ArchConfig(Section):
             raise ValueError(f"arch.mlp_t=true mixes all {SEQ_LEN} cells: it needs arch.canvas=full")
         return self
 
+    @model_validator(mode="after")
+    def _cycles_have_a_gradient(self) -> "ArchConfig":
+        if self.grad_cycles > self.H_cycles:
+            raise ValueError(
+                f"arch.grad_cycles={self.grad_cycles} is more than the arch.H_cycles={self.H_cycles} that there are"
+            )
+        return self
+
     @property
     def max_steps(self) -> int:
         """ACT steps of a sample, at most in training and always in evaluation."""
@@ -97,6 +112,16 @@ class ArchConfig(Section):
         return False
 
     @property
+    def reads_memory(self) -> bool:
+        """Whether the decoder's blocks attend to evidence beside their own rows."""
+        return False
+
+    @property
+    def num_positions(self) -> int:
+        """How many positions `rope` tells apart: context slots, and cells behind them."""
+        return self.puzzle_emb_len + SEQ_LEN
+
+    @property
     def encoder_name(self) -> str:
         """The encoder, as run folders and reports call it."""
         return "none"
@@ -109,6 +134,8 @@ class ArchConfig(Section):
             unused |= {"halt_max_steps": why, "halt_exploration_prob": why}
         else:
             unused["num_act_steps"] = "arch.halting=act halts by itself; arch.halting=fixed reads it"
+        if self.mlp_t:
+            unused["qk_norm_gain"] = "arch.mlp_t=true has no attention"
         if self.halting == "act" and self.halt_max_steps == 1:
             unused["halt_exploration_prob"] = "arch.halt_max_steps=1 leaves nothing to explore"
         if not self.is_variational:
@@ -146,6 +173,24 @@ class EncoderArch(ArchConfig):
     encoder_layer_scale_init: PositiveFloat | None
     encoder_qk_norm: bool
     encoder_pooling_method: Literal["mean", "attention", "weighted"]
+    context_tokens: Literal["one", "two"] = "one"
+    context_attention: Literal["all", "alternate", "pair"] = "all"
+    query_as_context: bool = False
+
+    def _refuse_mixing(self, choice: str) -> None:
+        if self.mlp_t:
+            raise ValueError(
+                f"arch.mlp_t=true mixes a fixed number of context tokens: {choice}, which has one for each cell of the "
+                "demonstrations, needs arch.mlp_t=false"
+            )
+
+    def _unused_in_context(self, choice: str, layers: Iterable[str]) -> dict[str, str]:
+        """What an encoder that embeds cells does not read: among others, these keys of layers."""
+        unused = dict.fromkeys(layers, f"{choice} has no such layers")
+        unused["encoder_pooling_method"] = f"{choice} pools nothing"
+        if self.pos_encodings != "rope":
+            unused["puzzle_emb_len"] = f"{choice} has a token for each cell; rope alone counts by it"
+        return unused
 
 
 class EtrmArch(EncoderArch):
@@ -157,18 +202,44 @@ class EtrmArch(EncoderArch):
     ]
     encoder_set_layers: Positive
     lpn_latent_dim: Positive
-    context_tokens: Literal["one", "two"] = "one"
-    context_mode: Literal["evolve"] = "evolve"
-    context_coordinates: bool = False
+    context_mode: Literal["evolve", "read"] = "evolve"
+    targets: Literal["query", "all_pairs"] = "query"
 
     @model_validator(mode="after")
     def _has_slots_to_mix(self) -> "EtrmArch":
-        if self.mlp_t and self.encoder_type == "in_context":
+        if self.encoder_type == "in_context":
+            self._refuse_mixing("arch.encoder_type=in_context")
+        return self
+
+    @model_validator(mode="after")
+    def _attention_reaches_the_answer(self) -> "EtrmArch":
+        if self.encoder_type != "in_context" or self.context_mode != "evolve":
+            return self
+        if self.context_attention == "pair":
             raise ValueError(
-                "arch.mlp_t=true mixes a fixed number of context tokens: arch.encoder_type=in_context, which has one "
-                "for each cell of the demonstrations, needs arch.mlp_t=false"
+                "arch.context_attention=pair keeps the decoder's own blocks from reading any demonstration: it needs "
+                "arch.context_mode=read"
+            )
+        if self.context_attention == "alternate" and self.L_layers == 1:
+            raise ValueError(
+                "arch.context_attention=alternate lets every other layer attend within a pair, the first one too: "
+                "arch.L_layers=1 would read no demonstration, it must be 2 or more"
             )
         return self
+
+    @model_validator(mode="after")
+    def _targets_read_other_pairs_alone(self) -> "EtrmArch":
+        chosen = (self.encoder_type, self.context_mode, self.context_attention)
+        if self.targets == "all_pairs" and chosen != ("in_context", "read", "pair"):
+            raise ValueError(
+                "arch.targets=all_pairs asks for a pair's output from the other pairs, whose evidence must not have "
+                "seen it: it needs arch.encoder_type=in_context, arch.context_mode=read and arch.context_attention=pair"
+            )
+        return self
+
+    @property
+    def reads_memory(self) -> bool:
+        return self.encoder_type == "in_context" and self.context_mode == "read"
 
     @property
     def encoder_name(self) -> str:
@@ -182,8 +253,10 @@ class EtrmArch(EncoderArch):
         unused = super().unused_keys()
         chosen = f"arch.encoder_type={self.encoder_type}"
         if self.encoder_type == "in_context":
-            return unused | self._unused_in_context()
-        for key in ("context_tokens", "context_mode", "context_coordinates"):
+            layers = () if self.context_mode == "read" else ENCODER_LAYER_KEYS
+            keys = self._unused_in_context(f"{chosen} with arch.context_mode={self.context_mode}", layers)
+            return unused | keys | dict.fromkeys(("encoder_set_layers", "lpn_latent_dim"), f"{chosen} does not read it")
+        for key in ("context_mode", *CONTEXT_KEYS):
             unused[key] = f"{chosen} does not read it; in_context does"
         if self.encoder_type != "standard":
             unused["encoder_norm_style"] = f"{chosen} is pre-norm"
@@ -194,21 +267,14 @@ class EtrmArch(EncoderArch):
             unused["lpn_latent_dim"] = f"{chosen} does not read it; lpn_variational does"
         return unused
 
-    def _unused_in_context(self) -> dict[str, str]:
-        layers = ("num_layers", "norm_style", "layer_scale_init", "qk_norm", "pooling_method", "set_layers")
-        keys = (*(f"encoder_{key}" for key in layers), "lpn_latent_dim")
-        unused = dict.fromkeys(keys, "arch.encoder_type=in_context embeds cells and has no layers of its own")
-        if self.pos_encodings != "rope":
-            unused["puzzle_emb_len"] = "arch.encoder_type=in_context has a token for each cell; rope alone counts by it"
-        return unused
-
 
 class EtrmtrmArch(EncoderArch):
     """ETRMTRM: a recurrent encoder; `encoder_type` is that of its grid encoder."""
 
     name: Literal["recursive_reasoning.etrmtrm@TRMWithRecurrentEncoder"]
     encoder_type: Literal["standard"]
-    recurrent_encoder_type: Literal["recurrent_standard", "trm_style"]
+    recurrent_encoder_type: Literal["recurrent_standard", "trm_style", "in_context"]
+    encoder_memory: Literal["pairs", "cells"] = "pairs"
     encoder_h_cycles: Positive
     encoder_l_cycles: Positive
     encoder_l_layers: Positive
@@ -221,10 +287,28 @@ class EtrmtrmArch(EncoderArch):
     def encoder_name(self) -> str:
         return self.recurrent_encoder_type
 
+    @property
+    def reads_memory(self) -> bool:
+        return self.recurrent_encoder_type == "in_context"
+
+    @model_validator(mode="after")
+    def _has_slots_to_mix(self) -> "EtrmtrmArch":
+        if self.recurrent_encoder_type == "in_context":
+            self._refuse_mixing("arch.recurrent_encoder_type=in_context")
+        return self
+
     def unused_keys(self) -> dict[str, str]:
         unused = super().unused_keys()
+        chosen = f"arch.recurrent_encoder_type={self.recurrent_encoder_type}"
+        if self.recurrent_encoder_type == "in_context":
+            why = f"{chosen} moves on with the decoder's H cycles, of which the last has a gradient"
+            unused |= self._unused_in_context(chosen, ENCODER_LAYER_KEYS)
+            return unused | dict.fromkeys(("encoder_h_cycles", "encoder_grad_cycles", "encoder_memory"), why)
+        unused |= dict.fromkeys(CONTEXT_KEYS, f"{chosen} does not read it; in_context does")
+        if self.encoder_memory == "cells":
+            unused["encoder_pooling_method"] = "arch.encoder_memory=cells pools nothing"
         if self.recurrent_encoder_type == "recurrent_standard":
-            why = "arch.recurrent_encoder_type=recurrent_standard has no inner loops"
+            why = f"{chosen} has no inner loops"
             loops = ("encoder_h_cycles", "encoder_l_cycles", "encoder_l_layers", "encoder_grad_cycles")
             unused |= dict.fromkeys(loops, why)
         elif self.encoder_h_cycles == 1:
@@ -268,6 +352,7 @@ class HybridArch(ArchConfig):
         unused = super().unused_keys()
         if self.text_model == EMBEDDED_TEXT_MODEL:
             unused |= dict.fromkeys(("revision", "local_files_only"), "the embedded model is never looked for on a hub")
+        unused["grid_coordinates"] = "the TRM hybrid's decoder has the published parts alone"
         return unused
 
 

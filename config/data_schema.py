@@ -1,13 +1,13 @@
 """What the `data` section may hold: the source of training batches, with options of its own."""
 
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from config.arch_schema import Condition
-from config.fields import Positive, Probability, Section
-from dataset.known_rules.family import RuleError, Stage, TaskSettings
+from config.fields import FilePath, ListOrOne, NonNegative, Positive, Probability, Section
+from dataset.known_rules.family import Lesson, RuleError, TaskSettings
 from dataset.known_rules.generator import check_settings
 
 # By the name of the arch; every other arch reads demonstrations.
@@ -15,6 +15,9 @@ DEFAULT_SOURCES = {
     "recursive_reasoning.trm@TRM": "puzzle_id",
     "recursive_reasoning.trm_hybrid@HybridTRMModel": "text",
 }
+
+
+DEFAULT_THRESHOLD = 0.9
 
 
 class DataConfig(Section):
@@ -32,6 +35,7 @@ class FewshotData(DataConfig):
     """Puzzles of a store, each query with demonstrations."""
 
     name: Literal["fewshot"]
+    translate: bool = True
 
 
 class PuzzleIdData(DataConfig):
@@ -41,7 +45,10 @@ class PuzzleIdData(DataConfig):
     condition: ClassVar[Condition] = "puzzle identifiers"
 
     def unused_keys(self) -> dict[str, str]:
-        return {"query_sampling": "TRM trains on every pair of a puzzle"}
+        return {
+            "query_sampling": "TRM trains on every pair of a puzzle",
+            "min_demos": "TRM reads no demonstrations",
+        }
 
 
 class TextData(DataConfig):
@@ -50,16 +57,25 @@ class TextData(DataConfig):
     name: Literal["text"]
     condition: ClassVar[Condition] = "texts"
 
+    def unused_keys(self) -> dict[str, str]:
+        return {"min_demos": "the text of a task has its demonstrations in full"}
 
-class KnownRulesStage(Section):
-    """A stage of the curriculum: what it leaves out is as in the section."""
 
-    families: tuple[str, ...] | None = None
+class KnownRulesLevel(Section):
+    """A level of difficulty: what it leaves out is as in the section."""
+
     sides: tuple[Positive, Positive] | None = None
     colors: Positive | None = None
+    demos: tuple[Positive, Positive] | None = None
     distinct: bool | None = None
+
+
+class KnownRulesTrack(Section):
+    """Families that climb the same levels, each at its own pace; one is read with this share of exact answers."""
+
+    families: tuple[str, ...] = Field(min_length=1)
+    levels: tuple[KnownRulesLevel, ...] = Field(min_length=1)
     threshold: Probability = 0.9
-    max_batches: Positive | None = None
 
 
 class KnownRulesData(DataConfig):
@@ -74,41 +90,120 @@ class KnownRulesData(DataConfig):
     demos: tuple[Positive, Positive]
     distinct: bool
     translate: bool
-    stages: tuple[KnownRulesStage, ...]
+    curriculum: tuple[KnownRulesTrack, ...]
+    at_once: Positive
+    patience: Positive
     earlier_share: Probability
     measure_steps: Positive
 
     @model_validator(mode="after")
     def _has_rules(self) -> "KnownRulesData":
-        for index, stage in enumerate(self.curriculum_stages()):
-            try:
-                check_settings(stage.settings, "train")
-            except RuleError as error:
-                raise ValueError(f"data{f'.stages.{index}' if self.stages else ''}: {error}") from error
+        _check(self.own_settings(), "data")
+        named = [name for track in self.curriculum for name in track.families]
+        for name in named:
+            if name not in self.families or named.count(name) > 1:
+                raise ValueError(f"data.curriculum: the family '{name}' must be one of data.families, and named once")
+        for index, track in enumerate(self.curriculum):
+            for number, level in enumerate(track.levels):
+                settings = replace(self.own_settings(), families=track.families, **level.model_dump(exclude_none=True))
+                _check(settings, f"data.curriculum.{index}.levels.{number}")
         return self
 
-    def curriculum_stages(self) -> tuple[Stage, ...]:
-        """The stages; one of the section's own settings where it names none."""
-        own = TaskSettings(self.families, self.sides, self.colors, self.demos, self.distinct)
-        return tuple(_stage(stage, own) for stage in self.stages) or (Stage(own),)
+    def own_settings(self) -> TaskSettings:
+        """The tasks that the section itself describes."""
+        return TaskSettings(self.families, self.sides, self.colors, self.demos, self.distinct)
+
+    def ladders(self) -> list[list[Lesson]]:
+        """The lessons of each family: first those of the curriculum, in its order, then the others with one each."""
+        own = self.own_settings()
+        ladders = {
+            name: [_lesson(own, name, level, track.threshold) for level in track.levels]
+            for track in self.curriculum
+            for name in track.families
+        }
+        rest = (name for name in self.families if name not in ladders)
+        return [*ladders.values(), *([Lesson(replace(own, families=(name,)), DEFAULT_THRESHOLD)] for name in rest)]
 
     def unused_keys(self) -> dict[str, str]:
         unused = {
             "epochs": "data.num_batches says how long a run of known rules is",
             "query_sampling": "a task of known rules has one query",
+            "min_demos": "data.demos says how many demonstrations are shown",
         }
-        if len(self.stages) < 2:
-            unused |= dict.fromkeys(("data.earlier_share", "data.measure_steps"), "data.stages has no second stage")
+        if not self.curriculum:
+            keys = ("at_once", "patience", "earlier_share", "measure_steps")
+            unused |= {f"data.{key}": "data.curriculum is empty: all families from the start" for key in keys}
         return unused
 
 
-def _stage(stage: KnownRulesStage, settings: TaskSettings) -> Stage:
-    changed = stage.model_dump(exclude_none=True)
-    limits = {key: changed.pop(key) for key in ("threshold", "max_batches") if key in changed}
-    return Stage(replace(settings, **changed), **limits)
+def _check(settings: TaskSettings, where: str) -> None:
+    try:
+        check_settings(settings, "train")
+    except RuleError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
-AnyData = FewshotData | PuzzleIdData | TextData | KnownRulesData
+def _lesson(own: TaskSettings, family: str, level: KnownRulesLevel, threshold: float) -> Lesson:
+    return Lesson(replace(own, families=(family,), **level.model_dump(exclude_none=True)), threshold)
+
+
+class RearcData(DataConfig):
+    """Pairs of RE-ARC's generators, regrouped into new tasks."""
+
+    name: Literal["rearc"]
+    data_paths: Annotated[tuple[FilePath, ...], ListOrOne, Field(min_length=1)]
+    num_batches: Positive
+    epoch_batches: Positive
+    demos: tuple[Positive, Positive]
+    translate: bool
+
+    @model_validator(mode="after")
+    def _goes_up(self) -> "RearcData":
+        if self.demos[0] > self.demos[1]:
+            raise ValueError(f"demos={list(self.demos)}: the smaller number first")
+        return self
+
+    def unused_keys(self) -> dict[str, str]:
+        return {
+            "epochs": "data.num_batches says how long a run of RE-ARC is",
+            "query_sampling": "any pair of a generator is asked for",
+            "min_demos": "data.demos says how many demonstrations are shown",
+        }
+
+
+class MixturePart(Section):
+    """A source with its share of each batch in samples; two numbers are the first and the last."""
+
+    share: Annotated[tuple[NonNegative, ...], ListOrOne, Field(min_length=1, max_length=2)]
+    source: Annotated[FewshotData | KnownRulesData | RearcData, Field(discriminator="name")]
+
+
+class MixtureData(DataConfig):
+    """Several sources, each with a share of every batch."""
+
+    name: Literal["mixture"]
+    num_batches: Positive
+    epoch_batches: Positive
+    share_batches: Positive
+    sources: Annotated[tuple[MixturePart, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _has_shares(self) -> "MixtureData":
+        for number, part in enumerate(self.sources):
+            if not any(part.share):
+                raise ValueError(f"data.sources.{number}.share: a source without any sample is left out")
+        return self
+
+    def unused_keys(self) -> dict[str, str]:
+        unused = {"epochs": "data.num_batches says how long a run of a mixture is"}
+        if not any(isinstance(part.source, FewshotData) for part in self.sources):
+            unused |= dict.fromkeys(("query_sampling", "min_demos"), "no source of the mixture is fewshot")
+        if all(part.share[0] == part.share[-1] for part in self.sources):
+            unused["data.share_batches"] = "no share changes"
+        return unused
+
+
+AnyData = FewshotData | PuzzleIdData | TextData | KnownRulesData | RearcData | MixtureData
 
 
 def with_source(values: dict[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from config.fields import (
 )
 from config.folders import choices_of, chosen_name, composing, folders, run_configs
 from config.keys import Keys, keys_of
+from config.mixture import with_sources
 from config.overrides import MAX_OVERRIDE_CHARS, read_overrides, refuse_resolvers
 from config.shorthands import SHORTHANDS, explained, set_twice, without_shorthands
 from config.suggestions import suggestion
@@ -110,6 +111,8 @@ class TrainConfig(Section):
 
     max_eval_augmentations: Positive | None
     eval_batch_size: Positive
+    eval_controls: bool = False
+    eval_control_queries: Positive = 256
     log_interval: Positive
     log_predictions_every: NonNegative
     checkpoint_every_eval: bool
@@ -128,8 +131,10 @@ class TrainConfig(Section):
     seed: NonNegative
     device: Literal["auto", "cpu", "cuda"]
     # Keys that came after the first checkpoints have a default, with which those go on as they were.
+    load_pretrained_encoder: FilePath | None = None
     optimizer: Literal["adam_atan2", "muon"] = "adam_atan2"
     muon_lr: PositiveFloat = 1e-2
+    min_demos: Positive | None = None
     compile: Annotated[Literal["auto", "on", "off"], OnOrOff] = "auto"
     eval_batch_tokens: Positive | None = None
     data_workers: NonNegative
@@ -188,6 +193,8 @@ class TrainConfig(Section):
                 f"data.name={self.data.name} gives {self.data.condition}, but arch.name={self.arch.name} reads "
                 f"{self.arch.condition}: data.name=auto takes {fitting}"
             )
+        if self.min_demos is not None and self.min_demos > self.max_demos:
+            raise ValueError(f"min_demos={self.min_demos} must be at most max_demos={self.max_demos}")
         if self.freeze_encoder and self.freeze_decoder_steps:
             raise ValueError("freeze_encoder=true with freeze_decoder_steps > 0 would train nothing at first")
         if self.train_on_held_out_demonstrations and not isinstance(self.arch, TrmArch):
@@ -213,12 +220,15 @@ class TrainConfig(Section):
         if not self.ema:
             unused["ema_rate"] = "ema=false"
         if isinstance(self.arch, TrmArch):
-            unused |= dict.fromkeys(("encoder_lr_scale", "freeze_encoder"), "TRM has no encoder")
+            keys = ("encoder_lr_scale", "freeze_encoder", "load_pretrained_encoder")
+            unused |= dict.fromkeys(keys, "TRM has no encoder")
         else:
             unused |= dict.fromkeys(("puzzle_emb_lr", "puzzle_emb_weight_decay"), "only TRM embeds puzzles")
         if isinstance(self.arch, HybridArch):
             why = "the TRM hybrid's language model is frozen, and nothing else encodes"
-            unused |= dict.fromkeys(("encoder_lr_scale", "freeze_encoder"), why)
+            unused |= dict.fromkeys(("encoder_lr_scale", "freeze_encoder", "load_pretrained_encoder"), why)
+        if not self.eval_controls:
+            unused["eval_control_queries"] = "eval_controls=false asks none"
         if self.optimizer != "muon":
             unused["muon_lr"] = f"optimizer={self.optimizer} has no matrices of its own rate; optimizer=muon has"
         if self.freeze_encoder:
@@ -276,7 +286,7 @@ def _composed(
             declared = (
                 compose(name, overrides=[*where.overrides]) if SHORTHANDS.keys() & unresolved.keys() else unresolved
             )
-        return _resolved(unresolved, declared)
+        return with_sources(_resolved(unresolved, declared), searched)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain_hydra(error, overrides, known_keys(), choices)) from error
     except YAMLError as error:

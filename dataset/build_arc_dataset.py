@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from dataset.store import (
     DatasetError,
     DroppedPuzzle,
     ManifestPuzzle,
+    PuzzleRule,
     PuzzleStore,
     SplitManifest,
     check_output_folder,
@@ -75,10 +77,21 @@ def build_arrays(tasks: Sequence[Task], num_aug: int, seed: int) -> dict[str, np
     }
 
 
-def manifest_of(chosen: Sequence[SplitTask], dropped: Sequence[DroppedPuzzle] = ()) -> SplitManifest:
-    """What there is to know of chosen puzzles without their grids."""
+def manifest_of(
+    chosen: Sequence[SplitTask],
+    dropped: Sequence[DroppedPuzzle] = (),
+    rules: Mapping[str, PuzzleRule] = MappingProxyType({}),
+) -> SplitManifest:
+    """What there is to know of chosen puzzles without their grids; `rules` has those that are known, by puzzle id."""
     puzzles = (
-        ManifestPuzzle(id=task.id, subset=task.subset, split=split, puzzle_hash=puzzle_hash(hashes), pair_hashes=hashes)
+        ManifestPuzzle(
+            id=task.id,
+            subset=task.subset,
+            split=split,
+            puzzle_hash=puzzle_hash(hashes),
+            pair_hashes=hashes,
+            rule=rules.get(task.id),
+        )
         for task, split, hashes in chosen
     )
     return SplitManifest(puzzles=tuple(puzzles), dropped=tuple(dropped))
@@ -210,6 +223,18 @@ def _source(text: str) -> tuple[str, str]:
     return subset, path
 
 
+def add_source_option(parser: argparse.ArgumentParser) -> None:
+    """`--source SUBSET=PATH`, which may be given for each subset."""
+    parser.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        type=_source,
+        metavar="SUBSET=PATH",
+        help="read a subset from a file, a folder, a glob pattern or standard input (-), in any public format",
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; a fault in the input ends it with one message and status 2, before anything is written."""
     parser = argparse.ArgumentParser(
@@ -229,14 +254,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="PREFIX",
         help="read PREFIX_SUBSET_challenges.json / _solutions.json, or what a folder PREFIX has for a subset",
     )
-    parser.add_argument(
-        "--source",
-        action="append",
-        default=[],
-        type=_source,
-        metavar="SUBSET=PATH",
-        help="read a subset from a file, a folder, a glob pattern or standard input (-), in any public format",
-    )
+    add_source_option(parser)
     parser.add_argument("--on-overlap", choices=("drop", "fail"), default="drop", help="see the module's docstring")
     parser.add_argument("--on-duplicate", choices=("drop", "fail"), default="drop", help="see the module's docstring")
     parser.add_argument("--max-side", type=int, default=CANVAS_SIDE, help="keep only puzzles without longer sides")

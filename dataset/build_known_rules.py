@@ -2,7 +2,8 @@
 
 The training split has tasks of trained rules, the test split held-out ones (`dataset.known_rules.family.Family`), the
 families in turn. A training task that shares a pair with a held-out one up to augmentation is dropped, as in
-`dataset.build_arc_dataset`, and named in the split manifest.
+`dataset.build_arc_dataset`, and named in the split manifest; this also has each task's rule, and a donor's rule for the
+controls of an evaluation.
 """
 
 from utils.signals import end_at_once
@@ -21,22 +22,32 @@ from dataset.arc_tasks import Task
 from dataset.build_arc_dataset import build_arrays, manifest_of
 from dataset.grids import SEQ_LEN, VOCAB_SIZE
 from dataset.known_rules.family import RuleSplit, TaskSettings
-from dataset.known_rules.generator import FAMILIES, check_settings, draw_task, generator_of
+from dataset.known_rules.generator import FAMILIES, check_settings, draw_donor, draw_task, generator_of
 from dataset.splits import split_tasks
-from dataset.store import DatasetError, check_output_folder, save_store
+from dataset.store import DatasetError, PuzzleRule, check_output_folder, save_store
 from utils.program import run_program
 
 log = logging.getLogger(__name__)
-FIXED_SET = 2**64 - 1  # in the place of a batch's number: no training batch has it
+# In the place of a batch's number: no training batch has these.
+FIXED_SET = 2**64 - 1
+DONORS = 2**64 - 2
+RuledTask = tuple[Task, PuzzleRule]
 
 
-def draw_tasks(settings: TaskSettings, split: RuleSplit, count: int, seed: int) -> list[Task]:
-    """Tasks of one split, each family's turn coming round; the first of them do not depend on how many there are."""
+def draw_tasks(settings: TaskSettings, split: RuleSplit, count: int, seed: int) -> list[RuledTask]:
+    """Tasks of one split, each family's turn coming round, with what is known of their rules; the first of them do not
+    depend on how many there are."""
     tasks = []
     for index in range(count):
         family = settings.families[index % len(settings.families)]
         task = draw_task(generator_of(seed, FIXED_SET, index, split), settings, split, family)
-        tasks.append(task.as_arc(f"{family}-{split}-{index:06d}", split))
+        rule = PuzzleRule(
+            family=family,
+            rule=task.rule,
+            donor=draw_donor(generator_of(seed, DONORS, index, split), settings, split, task),
+            chance=FAMILIES[family].chance(settings, split, task.pairs),
+        )
+        tasks.append((task.as_arc(f"{family}-{split}-{index:06d}", split), rule))
     return tasks
 
 
@@ -54,15 +65,16 @@ def build_known_rules(output_dir: Path, settings: TaskSettings, *, train: int, h
         raise DatasetError(f"--train {train} and --seed {seed} must be 0 or more, --held-out {held_out} 1 or more")
     check_output_folder(output_dir)
     counts: dict[RuleSplit, int] = {"train": train, "held_out": held_out}
-    tasks = []
+    drawn: list[RuledTask] = []
     for split, count in counts.items():
         if count:
             check_settings(settings, split)
-        tasks += draw_tasks(settings, split, count, seed)
-    chosen, dropped = split_tasks(tasks, ["held_out"])
+        drawn += draw_tasks(settings, split, count, seed)
+    rules = {task.id: rule for task, rule in drawn}
+    chosen, dropped = split_tasks([task for task, _ in drawn], ["held_out"])
     arrays = build_arrays([task for task, _, _ in chosen], num_aug=0, seed=seed)
     build: dict[str, object] = {"known_rules": asdict(settings), "train": train, "held_out": held_out, "seed": seed}
-    save_store(output_dir, arrays, manifest_of(chosen, dropped), build, VOCAB_SIZE, SEQ_LEN)
+    save_store(output_dir, arrays, manifest_of(chosen, dropped, rules), build, VOCAB_SIZE, SEQ_LEN)
     asked = sum(split == "test" for _, split, _ in chosen)
     log.info(
         "%s: %d training and %d held-out tasks of %d families (%d dropped, which share a pair with held-out ones)",

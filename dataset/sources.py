@@ -1,13 +1,29 @@
 """What a training run asks of its data: a finite data set on disk and a generator that never ends are both sources."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from dataset.batches import Batch
 from dataset.trained_on import TrainedOn
+
+
+@dataclass(frozen=True)
+class SampleResults:
+    """What a step did with each of its samples.
+
+    data: the batch's keys, of the samples that were worked on.
+    halted: 1 where the sample is done with, else 0.
+    exact: 1 where the prediction is exactly right, else 0.
+    """
+
+    data: Batch
+    halted: Float[Tensor, " batch"]
+    exact: Float[Tensor, " batch"]
 
 
 class TrainSource(Dataset[Batch], ABC):
@@ -38,12 +54,18 @@ class TrainSource(Dataset[Batch], ABC):
     def description(self) -> str:
         """What it draws from, in a few words for the log."""
 
-    def observe(self, step: int, sums: dict[str, Tensor]) -> None:
+    @property
+    def num_groups(self) -> int:
+        """The `puzzle_groups` of its batches are below this; a mixture counts those of the next source on from here."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how many groups its batches have")
+
+    def observe(self, step: int, sums: dict[str, Tensor], samples: SampleResults) -> None:
         """Learn how training goes, after each optimizer step that was not skipped; a curriculum may heed it.
 
         Args:
             sums: the loss head's, over this rank's samples, still on the device: reading them waits for it, and what
                 the ranks must agree on is summed over them first.
+            samples: of this rank, on the device as well.
         """
 
     def metrics(self) -> dict[str, float]:

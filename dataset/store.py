@@ -2,7 +2,8 @@
 
     metadata.json        sizes, puzzle ids in order, how it was built, SHA-256 of the other two files
     data.safetensors     the arrays of `PuzzleStore`
-    split_manifest.json  hash of every puzzle and pair, and the training puzzles dropped for overlap
+    split_manifest.json  hash of every puzzle and pair, its rule where that is known, and the training puzzles dropped
+                         for overlap
 
 A data set is written to a temporary folder and renamed, so a folder of that name is always complete.
 """
@@ -14,11 +15,11 @@ import re
 import shutil
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int64, UInt8
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -57,12 +58,35 @@ class DatasetMetadata(_Record):
     sha256: dict[str, str]
 
 
+class PuzzleRule(_Record):
+    """What is known of a puzzle that was made by a rule (`dataset.known_rules`).
+
+    rule: makes every output of its input.
+    donor: another rule of the family and split that shows on the same inputs, and answers the query otherwise; None
+        where none was found.
+    chance: the exact match of a random rule of the family and split.
+    """
+
+    family: str
+    rule: tuple[int, ...]
+    donor: tuple[int, ...] | None
+    chance: float
+
+
 class ManifestPuzzle(_Record):
     id: str
     subset: str
     split: Split
     puzzle_hash: str
     pair_hashes: tuple[str, ...]
+    rule: PuzzleRule | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_known(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = serialize(self)
+        if self.rule is None:
+            del values["rule"]
+        return values
 
 
 DropReason = Literal["held_out", "identical", "contradicting"]

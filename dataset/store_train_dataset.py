@@ -26,6 +26,9 @@ class StoreTrainDataset(TrainSource):
 
     Args:
         puzzles: those that training draws from.
+        max_demos, min_demos: each sample has a number of demonstrations drawn between them, as far as its puzzle has so
+            many; without `min_demos` as many as there are, up to `max_demos`.
+        translate: places grids anywhere on their canvases, one of each sample at (0, 0); else all of them there.
 
     Raises:
         DatasetError: no puzzles, too few samples for one batch, or a puzzle that cannot give a query.
@@ -40,10 +43,13 @@ class StoreTrainDataset(TrainSource):
         epochs: int,
         seed: int,
         max_demos: int = 10,
+        min_demos: int | None = None,
+        translate: bool = True,
         rank: int = 0,
         world_size: int = 1,
     ):
-        self.store, self.puzzles, self.seed, self.max_demos = store, puzzles, seed, max_demos
+        self.store, self.puzzles, self.seed = store, puzzles, seed
+        self.max_demos, self.min_demos, self.translate = max_demos, min_demos, translate
         if not len(puzzles):
             raise DatasetError("the data set has no training puzzles")
         self.pairs = PairTable(store, puzzles)
@@ -87,6 +93,10 @@ class StoreTrainDataset(TrainSource):
     def description(self) -> str:
         return f"{len(self.puzzles)} training puzzles"
 
+    @property
+    def num_groups(self) -> int:
+        return len(self.store.metadata.puzzle_ids)
+
     def trained_on(self) -> TrainedOn:
         """The puzzles that training draws, and their pairs; of held-out ones, the demonstrations."""
         store = self.store
@@ -109,7 +119,7 @@ class StoreTrainDataset(TrainSource):
     def _draw_epoch(self, epoch: int) -> tuple[Int64[np.ndarray, " puzzles"], Float64[np.ndarray, "puzzles draws"]]:
         """The epoch's order of puzzles, and a row of uniform numbers for each of them."""
         rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, epoch], dtype=np.uint64)))
-        draws = 3 + self.pairs.index.shape[1] + 2 * (self.max_demos + 1)
+        draws = 3 + self.pairs.index.shape[1] + 2 * (self.max_demos + 1) + (self.min_demos is not None)
         return rng.permutation(len(self.puzzles)), rng.random((len(self.puzzles), draws))
 
     def _draws(self, number: int) -> tuple[Int64[np.ndarray, " batch"], Float64[np.ndarray, "batch draws"]]:
@@ -139,11 +149,26 @@ class StoreTrainDataset(TrainSource):
         may_show[np.arange(len(row)), query] = False
         num_pairs = may_show.shape[1]
         demos = first_by_key(uniform[:, 3 : 3 + num_pairs], may_show, self.max_demos)
+        if self.min_demos is not None:
+            demos = self._some_of(demos, uniform[:, -1])
         index = self.pairs.index[row]
         demo_pairs = np.where(demos >= 0, np.take_along_axis(index, demos, axis=1), -1)
-        translation = uniform[:, 3 + num_pairs :].reshape(len(row), self.max_demos + 1, 2)
+        query_pairs = index[np.arange(len(row)), query]
+        if not self.translate:
+            return assemble(self.store, puzzles, augmentations, demo_pairs, query_pairs)
+        places = uniform[:, 3 + num_pairs : 3 + num_pairs + 2 * (self.max_demos + 1)]
+        translation = places.reshape(len(row), self.max_demos + 1, 2)
         translation = leave_one_in_place(translation, demo_pairs >= 0, uniform[:, 2])
-        return assemble(self.store, puzzles, augmentations, demo_pairs, index[np.arange(len(row)), query], translation)
+        return assemble(self.store, puzzles, augmentations, demo_pairs, query_pairs, translation)
+
+    def _some_of(
+        self, demos: Int64[np.ndarray, "batch demos"], uniform: Float64[np.ndarray, " batch"]
+    ) -> Int64[np.ndarray, "batch demos"]:
+        """The first demonstrations of each sample, a random number of them."""
+        there = (demos >= 0).sum(axis=1)  # they come first
+        fewest = np.minimum(self.min_demos or 1, there)
+        count = fewest + np.floor(uniform * (there - fewest + 1)).astype(np.int64)
+        return np.where(np.arange(demos.shape[1]) < count[:, None], demos, -1)
 
 
 def leave_one_in_place(

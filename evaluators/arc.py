@@ -66,6 +66,23 @@ def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def pass_metrics(credits: dict[str, dict[int, float]], prefix: str) -> dict[str, float]:
+    """pass@k over puzzles, with the count and the 95 % Wilson interval behind each, under names after `prefix`.
+
+    Args:
+        credits: {puzzle id: {k: share of its test inputs whose truth is among the first k candidates}}.
+    """
+    metrics: dict[str, float] = {}
+    for k in PASS_KS:
+        solved = sum(credit[k] for credit in credits.values())
+        low, high = wilson_interval(solved, len(credits))
+        metrics[f"{prefix}pass@{k}"] = solved / len(credits) if credits else 0.0
+        metrics[f"{prefix}pass@{k}_solved"] = solved
+        metrics[f"{prefix}pass@{k}_low"] = low
+        metrics[f"{prefix}pass@{k}_high"] = high
+    return metrics
+
+
 class ARC:
     """Votes of one evaluation. `name` in configs: `arc@ARC`.
 
@@ -158,16 +175,8 @@ class ARC:
             credits: as `puzzle_credits` gives them.
         """
         seen = self.contaminated_puzzles()
-        prefix = "ARC/contaminated_" if seen else "ARC/"
-        metrics: dict[str, float] = {"ARC/num_puzzles": len(credits), "ARC/num_contaminated_puzzles": len(seen)}
-        for k in PASS_KS:
-            solved = sum(credit[k] for credit in credits.values())
-            low, high = wilson_interval(solved, len(credits))
-            metrics[f"{prefix}pass@{k}"] = solved / len(credits) if credits else 0.0
-            metrics[f"{prefix}pass@{k}_solved"] = solved
-            metrics[f"{prefix}pass@{k}_low"] = low
-            metrics[f"{prefix}pass@{k}_high"] = high
-        return metrics
+        counts: dict[str, float] = {"ARC/num_puzzles": len(credits), "ARC/num_contaminated_puzzles": len(seen)}
+        return counts | pass_metrics(credits, "ARC/contaminated_" if seen else "ARC/")
 
     def submission(self, results: list[QueryResult], num_attempts: int = NUM_ATTEMPTS) -> Submission:
         """Kaggle's format: attempts (there two) for each test input of each puzzle, in order.

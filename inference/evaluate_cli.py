@@ -13,6 +13,11 @@ from config.schema import ConfigError, TrainConfig
 from dataset.controls import ShuffledConditions
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.store import DatasetError, DatasetMetadata, PuzzleStore, load_stores
+from inference.adapt_arguments import Asked, add_adapt_arguments, add_control_argument, asked_of
+from inference.adapt_command import evaluate_adapted
+from inference.adapt_options import AdaptError
+from inference.control_measures import create_controls
+from inference.control_table import control_table
 from inference.evaluation import Evaluation, evaluate
 from inference.restore import restore_model
 from inference.task_latents import attach_latents
@@ -22,6 +27,9 @@ from utils import distributed
 from utils.distributed import Ranks
 from utils.faults import memory_for
 from utils.together import divided_work
+
+log = logging.getLogger(__name__)
+DEFAULT_RECORD = "adapted"
 
 
 def evaluate_checkpoint(
@@ -34,6 +42,8 @@ def evaluate_checkpoint(
     max_augmentations: int | None = None,
     batch_size: int | None = None,
     data_paths: Sequence[str] = (),
+    controls: bool | None = None,
+    control_queries: int | None = None,
     device: str = "auto",
     ranks: Ranks | None = None,
 ) -> Evaluation:
@@ -44,6 +54,8 @@ def evaluate_checkpoint(
         max_groups, max_augmentations: limits (None: the run's own).
         batch_size: queries at once (None: the run's own).
         data_paths: other data sets than the run's.
+        controls, control_queries: ask the controls, and of how many queries at most (None: as the run does). There are
+            none with `shuffle`.
         ranks: divide the queries, each on its own device (None: this process alone on `device`).
 
     Raises:
@@ -70,9 +82,24 @@ def evaluate_checkpoint(
     model, config, data = distributed.together(prepared, ranks)
     attach_latents(config, [data], ranks)
     head = create_loss_head(config.arch, model)
+    config = _with_controls(config, False if shuffle else controls, control_queries)
     seen = checkpoint.trained_on
     with memory_for("in the evaluation", f"lower --batch-size, which is {data.batch_size} queries at once"):
-        return evaluate(head, data, ranks, seen_pairs=seen.pair_hashes, unknown_origin=bool(seen.unknown_origin))
+        return evaluate(
+            head,
+            data,
+            ranks,
+            seen_pairs=seen.pair_hashes,
+            unknown_origin=bool(seen.unknown_origin),
+            controls=create_controls(config, head, data, ranks),
+        )
+
+
+def _with_controls(config: TrainConfig, controls: bool | None, control_queries: int | None) -> TrainConfig:
+    """The config with other controls than the run's, where something is given; a number of queries asks for them."""
+    asks = True if controls is None and control_queries else controls
+    given = {"eval_controls": asks, "eval_control_queries": control_queries}
+    return config.model_copy(update={key: value for key, value in given.items() if value is not None})
 
 
 def _query_options(config: TrainConfig, split: str, limits: dict[str, int | None]) -> dict[str, Any]:
@@ -107,8 +134,47 @@ def _refuse_other_identifiers(checkpoint: Checkpoint, metadata: DatasetMetadata)
         )
 
 
+def _add_adaptation(parser: argparse.ArgumentParser) -> None:
+    add_adapt_arguments(parser)
+    add_control_argument(parser)
+    parser.add_argument("--total-seconds", type=float, help="adapt within this time for all puzzles together")
+    parser.add_argument("--puzzles", type=Path, metavar="FILE", help="with --adapt: ids of the split, one to a line")
+    parser.add_argument("--jobs", type=int, help="with --adapt: processes, each of one thread (1)")
+    parser.add_argument("--output-dir", type=Path, help=f"with --adapt: its record, also to go on ({DEFAULT_RECORD})")
+    parser.add_argument("--seed", type=int, help="with --adapt: draws views and versions (0)")
+
+
+def _asked(arguments: argparse.Namespace) -> Asked | None:
+    """What is to be adapted, with the other arguments that belong to it set; None where nothing is.
+
+    Raises:
+        AdaptError: arguments that do not go together.
+    """
+    asked = asked_of(arguments, votes=arguments.max_augmentations, seed=arguments.seed, control=arguments.adapt_control)
+    refused = (
+        ("puzzles", "jobs", "output_dir", "seed") if asked is None else ("batch_size", "controls", "control_queries")
+    )
+    for name in refused:
+        if getattr(arguments, name) is not None:
+            clash = "needs --adapt SECONDS or --adapt-updates N" if asked is None else "is not read with --adapt"
+            raise AdaptError(f"--{name.replace('_', '-')}: {clash}")
+    if asked is not None and arguments.shuffle:
+        raise AdaptError("--shuffle with --adapt: use --adapt-control mispaired")
+    arguments.jobs, arguments.output_dir = arguments.jobs or 1, arguments.output_dir or Path(DEFAULT_RECORD)
+    return asked
+
+
+def _refuse_clashes(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    if arguments.shuffle and (arguments.controls or arguments.control_queries):
+        parser.error("--shuffle gives every query another puzzle's demonstrations; the controls need the right ones")
+    if arguments.control_queries and arguments.controls is False:
+        parser.error("--control-queries would change nothing: --no-controls asks none")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line: prints the metrics as JSON, one to a line. Under torchrun the ranks divide the queries."""
+    """The command line: prints the metrics as JSON, one to a line, and on standard error the table of controls. Under
+    torchrun the ranks divide the queries.
+    """
     parser = argparse.ArgumentParser(prog="evaluate.py", description="Evaluate a checkpoint.")
     parser.add_argument("--checkpoint", required=True, help="a run folder (its newest checkpoint) or a checkpoint")
     parser.add_argument("--split", choices=("train", "test"), default="test")
@@ -118,14 +184,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-augmentations", type=int, help="votes a puzzle")
     parser.add_argument("--batch-size", type=int, help="queries at once; default: the run's eval_batch_size")
     parser.add_argument("--data-paths", nargs="+", default=(), help="other data sets than the run's")
+    parser.add_argument(
+        "--controls",
+        action=argparse.BooleanOptionalAction,
+        help="also ask with a donor's demonstrations, with none, in another order, ...; default: as the run does",
+    )
+    parser.add_argument("--control-queries", type=int, help="at most so many; default: the run's eval_control_queries")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    _add_adaptation(parser)
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for name in ("max_groups", "max_augmentations", "batch_size"):
+    for name in ("max_groups", "max_augmentations", "batch_size", "control_queries", "jobs"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} {value}: must be 1 or more")
-    with divided_work(arguments.device, (CheckpointError, DatasetError, ConfigError)) as ranks:
+    _refuse_clashes(parser, arguments)
+    try:
+        asked = _asked(arguments)
+    except AdaptError as error:
+        parser.exit(2, f"error: {error}\n")
+    faults = (CheckpointError, DatasetError, ConfigError, AdaptError)
+    with divided_work(arguments.device, faults) as ranks:
+        if asked is not None:
+            metrics = evaluate_adapted(arguments, asked, ranks)
+            if ranks.is_first:
+                sys.stdout.write(json.dumps(metrics, indent=0) + "\n")
+            return
         found = evaluate_checkpoint(
             arguments.checkpoint,
             split=arguments.split,
@@ -135,7 +219,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             max_augmentations=arguments.max_augmentations,
             batch_size=arguments.batch_size,
             data_paths=arguments.data_paths,
+            controls=arguments.controls,
+            control_queries=arguments.control_queries,
             ranks=ranks,
         )
         if ranks.is_first:
+            for line in control_table(found.metrics).splitlines():
+                log.info("%s", line)
             sys.stdout.write(json.dumps(found.metrics, indent=0) + "\n")

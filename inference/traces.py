@@ -167,12 +167,13 @@ def read_traces(folder: Path) -> tuple[int, dict[str, list[QueryTrace]]]:
         raise ValueError(f"{path}: not a file of predictions ({type(error).__name__}: {error})") from error
 
 
-def _rows(grid: Grid | None) -> list[str] | None:
+def grid_rows(grid: Grid | None) -> list[str] | None:
     """A grid as one string of digits a row, a tenth of the size of nested lists."""
     return None if grid is None else ["".join(map(str, row)) for row in grid.tolist()]
 
 
-def _grid(rows: list[str]) -> Grid:
+def grid_of_rows(rows: list[str]) -> Grid:
+    """The inverse of `grid_rows`."""
     return np.array([[int(cell) for cell in row] for row in rows], dtype=np.uint8).reshape(
         len(rows), len(rows[0]) if rows else 0
     )
@@ -182,11 +183,11 @@ def _to_json(trace: QueryTrace) -> dict[str, Any]:
     return {
         "puzzle": trace.puzzle,
         "test_index": trace.test_index,
-        "demonstrations": [[_rows(a), _rows(b)] for a, b in trace.demonstrations],
-        "input": _rows(trace.input),
-        "truth": _rows(trace.truth),
-        "steps": [{**vars(step), "grid": _rows(step.grid)} for step in trace.steps],
-        "votes": [{**vars(vote), "grid": _rows(vote.grid)} for vote in trace.votes],
+        "demonstrations": [[grid_rows(a), grid_rows(b)] for a, b in trace.demonstrations],
+        "input": grid_rows(trace.input),
+        "truth": grid_rows(trace.truth),
+        "steps": [{**vars(step), "grid": grid_rows(step.grid)} for step in trace.steps],
+        "votes": [{**vars(vote), "grid": grid_rows(vote.grid)} for vote in trace.votes],
         "rerun": trace.rerun,
     }
 
@@ -195,10 +196,10 @@ def _from_json(value: dict[str, Any]) -> QueryTrace:
     return QueryTrace(
         puzzle=value["puzzle"],
         test_index=value["test_index"],
-        demonstrations=tuple((_grid(a), _grid(b)) for a, b in value["demonstrations"]),
-        input=_grid(value["input"]),
-        truth=None if value["truth"] is None else _grid(value["truth"]),
-        steps=tuple(StepPrediction(**{**step, "grid": _grid(step["grid"])}) for step in value["steps"]),
-        votes=tuple(VotedGrid(**{**vote, "grid": _grid(vote["grid"])}) for vote in value["votes"]),
+        demonstrations=tuple((grid_of_rows(a), grid_of_rows(b)) for a, b in value["demonstrations"]),
+        input=grid_of_rows(value["input"]),
+        truth=None if value["truth"] is None else grid_of_rows(value["truth"]),
+        steps=tuple(StepPrediction(**{**step, "grid": grid_of_rows(step["grid"])}) for step in value["steps"]),
+        votes=tuple(VotedGrid(**{**vote, "grid": grid_of_rows(vote["grid"])}) for vote in value["votes"]),
         rerun=value["rerun"],
     )

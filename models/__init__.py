@@ -9,6 +9,8 @@ from dataset.store import DatasetMetadata
 from models.act import RecursiveReasoner
 from models.recursive_reasoning.etrm import TRMWithEncoder
 from models.recursive_reasoning.etrmtrm import TRMWithRecurrentEncoder
+from models.recursive_reasoning.joint import TRMWithJointEncoder
+from models.recursive_reasoning.targets import TRMWithTargets
 from models.recursive_reasoning.trm import TRM
 from models.recursive_reasoning.trm_hybrid import HybridTRMModel
 from models.vector_math import settle_vector_functions
@@ -18,8 +20,12 @@ settle_vector_functions()  # at import: whatever builds a model or a layer has p
 # Each is built from the `arch` config and the data set's metadata.
 MODELS: dict[str, Callable[[Any, Any], RecursiveReasoner]] = {
     "recursive_reasoning.trm@TRM": lambda config, metadata: TRM(config, metadata.num_puzzle_identifiers),
-    "recursive_reasoning.etrm@TRMWithEncoder": lambda config, metadata: TRMWithEncoder(config),
-    "recursive_reasoning.etrmtrm@TRMWithRecurrentEncoder": lambda config, metadata: TRMWithRecurrentEncoder(config),
+    "recursive_reasoning.etrm@TRMWithEncoder": lambda config, metadata: (
+        TRMWithTargets if config.targets == "all_pairs" else TRMWithEncoder
+    )(config),
+    "recursive_reasoning.etrmtrm@TRMWithRecurrentEncoder": lambda config, metadata: (
+        TRMWithJointEncoder if config.recurrent_encoder_type == "in_context" else TRMWithRecurrentEncoder
+    )(config),
     "recursive_reasoning.trm_hybrid@HybridTRMModel": lambda config, metadata: HybridTRMModel(config),
 }
 

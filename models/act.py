@@ -62,6 +62,20 @@ class TRMEncoderCarry:
     current_data: Batch
 
 
+@dataclass(frozen=True)
+class Thought:
+    """What a step comes to: its `EncoderOutput`, logits (B, 900, vocab), halt and continue logits (B), the
+    fields of the carry that change, and diagnostics (B). `decides` are the halt logits (B) that say who halts, where
+    they are others."""
+
+    context: Any
+    logits: Tensor
+    halting: tuple[Tensor, Tensor]
+    changed: dict[str, Any]
+    diagnostics: dict[str, Tensor]
+    decides: Tensor | None = None
+
+
 class RecursiveReasoner(nn.Module, ABC):
     """A context provider and a recursive decoder (`inner`) under ACT.
 
@@ -122,6 +136,13 @@ class RecursiveReasoner(nn.Module, ABC):
         """One step of the decoder: the new latents, logits (B, 900, vocab), halt and continue logits (B)."""
         return self.inner(inner_carry, data, context, active)
 
+    def think(self, carry: Any, data: Batch, encoding: Any, active: Bool[Tensor, "batch 900"]) -> "Thought":
+        """One step of context and decoder."""
+        context, changed, diagnostics = self.advance_context(carry, encoding)
+        inner_carry = self.inner.reset_carry(carry.halted, carry.inner_carry)
+        inner_carry, logits, halting = self.decode(inner_carry, data, context, active)
+        return Thought(context, logits, halting, {"inner_carry": inner_carry, **changed}, diagnostics)
+
     def active_cells(self, data: Batch, canvas: str | None = None) -> Bool[Tensor, "batch 900"]:
         """The cells that the decoder computes. Labels take part in training only, where they may enlarge the canvas."""
         if (canvas or self.config.canvas) == "full":
@@ -156,23 +177,23 @@ class RecursiveReasoner(nn.Module, ABC):
             active: the cells to compute.
             draws: decide on exploration; None in evaluation, where every sample takes `max_steps` steps.
         """
-        context, changed, diagnostics = self.advance_context(carry, encoding)
-        inner_carry = self.inner.reset_carry(carry.halted, carry.inner_carry)
-        inner_carry, logits, (q_halt, q_continue) = self.decode(inner_carry, data, context, active)
+        thought = self.think(carry, data, encoding, active)
+        context, (q_halt, q_continue) = thought.context, thought.halting
         with torch.no_grad():
             steps = torch.where(carry.halted, 0, carry.steps) + 1
             if draws is None or self.config.halting == "fixed":
                 halted = steps >= self.max_steps
             else:
-                halted = decide_halting(steps, q_halt, draws, self.max_steps, self.config.halt_exploration_prob)
-        carry = replace(carry, inner_carry=inner_carry, steps=steps, halted=halted, current_data=data, **changed)
+                decides = q_halt if thought.decides is None else thought.decides
+                halted = decide_halting(steps, decides, draws, self.max_steps, self.config.halt_exploration_prob)
+        carry = replace(carry, steps=steps, halted=halted, current_data=data, **thought.changed)
         outputs = {
-            "logits": logits,
+            "logits": thought.logits,
             "q_halt_logits": q_halt,
             "q_continue_logits": q_continue,
             "context": context.context.detach(),
             "kl_loss": context.kl_loss,
-            **diagnostics,
+            **thought.diagnostics,
         }
         if self.context_tokens is None:
             outputs["context_mask"] = context.mask

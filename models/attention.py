@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from models.packing import Runs, Segments, length_runs
+from models.segments import GatheredRuns, Runs, Segments, length_runs
 
 # Largest number of attention scores held at once in the written-out backward pass.
 SCORES_AT_ONCE = 1 << 26
@@ -31,17 +31,19 @@ def attend(
     v: Float[Tensor, "nk h d"],
     segments: Segments,
     *,
-    runs: Runs | None = None,
+    runs: Runs | GatheredRuns | None = None,
+    keys_are_arranged: bool = False,
 ) -> Float[Tensor, "nq h d"]:
     """Scaled dot-product attention within each of s packed sequences, without causal mask.
 
     A query whose sequence has no key gets zeros. On CUDA in half precision this is one packed kernel. Elsewhere
-    sequences of similar length are gathered into padded batches; `runs` says that the rows are arranged so already
-    (`Packing.runs`), which saves gather and scatter.
+    sequences of similar length are gathered into padded batches; `runs` says how, where that is known already, or that
+    the rows are arranged so (`Packing.runs`), which saves gather and scatter. Keys that are arranged by
+    `GatheredRuns.k_index` already are told by `keys_are_arranged`.
     """
-    if runs is not None:
+    if isinstance(runs, Runs):
         return attend_runs(q, k, v, runs.plan, runs.key_is_real)[0]
-    if uses_varlen_kernel(q.device, q.dtype):
+    if runs is None and uses_varlen_kernel(q.device, q.dtype):
         from torch.nn.attention.varlen import varlen_attn  # brings the compiler along, more than a second at each start
 
         cu_q, cu_k = segments.cu_q, segments.cu_k
@@ -52,10 +54,12 @@ def attend(
         return torch.where((cu_k.diff() > 0).repeat_interleave(cu_q.diff(), output_size=len(q))[:, None, None], out, 0)
     if len(q) == 0:
         return q
-    gathered = length_runs(segments)
-    runs = gathered.runs
-    out, _ = attend_runs(q[gathered.q_index], k[gathered.k_index], v[gathered.k_index], runs.plan, runs.key_is_real)
-    return torch.zeros_like(q).index_copy(0, gathered.q_index[gathered.q_valid], out[gathered.q_valid])
+    gathered = runs or length_runs(segments)
+    plan, key_is_real = gathered.runs.plan, gathered.runs.key_is_real
+    if not keys_are_arranged:
+        k, v = k[gathered.k_index], v[gathered.k_index]
+    out, _ = attend_runs(q[gathered.q_index], k, v, plan, key_is_real)
+    return torch.zeros_like(q).index_copy(0, gathered.answered, out[gathered.live])
 
 
 def _by_run(plan: Tensor, of_queries: list[Tensor], of_keys: list[Tensor]) -> Iterator[list[Tensor]]:

@@ -18,7 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from models.attention import attend
-from models.packing import Packing, Segments
+from models.memory import Memory, Reading
+from models.packing import Packing
+from models.segments import Segments
 
 RMS_EPS = 1e-5
 ROPE_THETA = 10000.0
@@ -135,11 +137,15 @@ def apply_rotary(x: Float[Tensor, "n ... d"], rotary: Rotary) -> Float[Tensor, "
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over packed sequences, rotary positions, fused projection in the order q, k, v."""
+    """Multi-head self-attention over packed sequences, rotary positions, fused projection in the order q, k, v.
 
-    def __init__(self, hidden_size: int, num_heads: int, qk_norm: bool = False):
+    With `qk_norm` queries and keys are normed; with `qk_gain` too, and the queries of each head get a learned factor.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, qk_norm: bool = False, qk_gain: bool = False):
         super().__init__()
-        self.num_heads, self.qk_norm = num_heads, qk_norm
+        self.gain = nn.Parameter(torch.ones(num_heads)) if qk_gain else None
+        self.num_heads, self.qk_norm = num_heads, qk_norm or qk_gain
         self.qkv_proj = Linear(hidden_size, 3 * hidden_size)
         self.o_proj = Linear(hidden_size, hidden_size)
 
@@ -151,12 +157,18 @@ class SelfAttention(nn.Module):
         if self.qk_norm:
             qk = rms_norm(qk)
         q, k = (qk if rotary is None else apply_rotary(qk, rotary)).unbind(1)
+        if self.gain is not None:
+            q = q * self.gain.to(q.dtype)[:, None]
         out = attend(q, k, v.squeeze(1), packing.segments, runs=packing.runs)
         return self.o_proj(rearrange(out, "n h d -> n (h d)"))
 
 
 class CrossAttention(nn.Module):
-    """Queries of one set of packed sequences attend to the tokens of another; no positions."""
+    """Queries of one set of packed sequences attend to the tokens of another.
+
+    `forward` knows no positions. A memory that is read again and again has its keys made once (`memory`), with
+    positions, and is then read (`read`).
+    """
 
     def __init__(self, hidden_size: int, num_heads: int):
         super().__init__()
@@ -171,9 +183,29 @@ class CrossAttention(nn.Module):
         memory: Float[Tensor, "nk hidden"],
         segments: Segments,
     ) -> Float[Tensor, "nq hidden"]:
-        q = rearrange(self.q_proj(x), "n (h d) -> n h d", h=self.num_heads)
         k, v = rearrange(self.kv_proj(memory), "n (two h d) -> two n h d", two=2, h=self.num_heads)
-        out = attend(q, k, v, segments)
+        out = attend(self._queries(x), k, v, segments)
+        return self.o_proj(rearrange(out, "n h d -> n (h d)"))
+
+    def _queries(self, x: Float[Tensor, "nq hidden"]) -> Float[Tensor, "nq h d"]:
+        return rearrange(self.q_proj(x), "n (h d) -> n h d", h=self.num_heads)
+
+    def memory(self, tokens: Float[Tensor, "m hidden"], rotary: Rotary | None, reading: Reading) -> Memory:
+        """The keys and values of a memory.
+
+        Args:
+            rotary: where its tokens stand.
+        """
+        k, v = rearrange(self.kv_proj(tokens), "n (two h d) -> two n h d", two=2, h=self.num_heads)
+        k = k if rotary is None else apply_rotary(k, rotary)
+        return Memory(reading.arranged(k), reading.arranged(v), reading)
+
+    def read(self, x: Float[Tensor, "nq hidden"], rotary: Rotary | None, memory: Memory) -> Float[Tensor, "nq hidden"]:
+        """What each row finds in its sequence's part of the memory; zeros where that is empty."""
+        q = self._queries(x)
+        q = q if rotary is None else apply_rotary(q, rotary)
+        segments, runs = memory.reading.segments, memory.reading.runs
+        out = attend(q, memory.keys, memory.values, segments, runs=runs, keys_are_arranged=True)
         return self.o_proj(rearrange(out, "n h d -> n (h d)"))
 
 
@@ -245,9 +277,10 @@ class TransformerBlock(nn.Module):
         layer_scale_init: float | None = None,
         qk_norm: bool = False,
         residual_scale: float = 1.0,
+        qk_gain: bool = False,
     ):
         super().__init__()
-        self.self_attn = SelfAttention(hidden_size, num_heads, qk_norm)
+        self.self_attn = SelfAttention(hidden_size, num_heads, qk_norm, qk_gain)
         self.mlp = SwiGLU(hidden_size, expansion)
         self.attn_residual = Residual(hidden_size, norm_style, layer_scale_init, residual_scale)
         self.mlp_residual = Residual(hidden_size, norm_style, layer_scale_init, residual_scale)
@@ -257,6 +290,25 @@ class TransformerBlock(nn.Module):
     ) -> Float[Tensor, "n hidden"]:
         x = self.attn_residual.after(x, self.self_attn(self.attn_residual.before(x), packing, rotary))
         return self.mlp_residual.after(x, self.mlp(self.mlp_residual.before(x)))
+
+
+class ReadingBlock(TransformerBlock):
+    """Self-attention, cross-attention to a memory, and SwiGLU, each a post-norm residual branch."""
+
+    def __init__(
+        self, hidden_size: int, num_heads: int, expansion: float, residual_scale: float = 1.0, qk_gain: bool = False
+    ):
+        super().__init__(hidden_size, num_heads, expansion, residual_scale=residual_scale, qk_gain=qk_gain)
+        self.cross_attn = CrossAttention(hidden_size, num_heads)
+        self.cross_residual = Residual(hidden_size, residual_scale=residual_scale)
+
+    def forward(
+        self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary | None, memory: Memory | None = None
+    ) -> Float[Tensor, "n hidden"]:
+        assert memory is not None
+        x = self.attn_residual.after(x, self.self_attn(x, packing, rotary))
+        x = self.cross_residual.after(x, self.cross_attn.read(x, rotary, memory))
+        return self.mlp_residual.after(x, self.mlp(x))
 
 
 class MixerBlock(nn.Module):

@@ -73,16 +73,19 @@ class ACTLossHead(nn.Module):
 
         Returns:
             (new carry, loss, sums for the metrics, the model's outputs). Sums are detached scalars: `count` samples
-            have halted in this step, `inflight_count` were worked on.
+            have halted in this step, `inflight_count` were worked on. The outputs have `exact` (B) besides, 1 where a
+            sample is exactly right.
         """
         carry, outputs = self.model(carry, batch)
-        labels = carry.current_data["labels"]
-        terms = self.terms(outputs, labels)
+        if "target_logits" in outputs:
+            terms = self._terms_of_targets(outputs)
+        else:
+            terms = self.terms(outputs, carry.current_data["labels"])
         loss = terms["lm_loss"].sum() + Q_HALT_WEIGHT * terms["q_halt_loss"].sum()
         loss = loss + self.kl_weight * terms["kl_loss"].sum()
         with torch.no_grad():
             sums = self._sums(terms, carry, loss)
-        return carry, loss, sums, outputs
+        return carry, loss, sums, {**outputs, "exact": terms["exact_accuracy"]}
 
     def terms(self, outputs: dict[str, Tensor], labels: Int[Tensor, "batch 900"]) -> dict[str, Float[Tensor, " batch"]]:
         """Each sample's losses and measures.
@@ -109,6 +112,17 @@ class ACTLossHead(nn.Module):
             "q_halt_accuracy": ((q_halt > 0) == exact).float(),
             "labelled": labelled.float(),
         }
+
+    def _terms_of_targets(self, outputs: dict[str, Tensor]) -> dict[str, Float[Tensor, " batch"]]:
+        """Where every pair is a target: losses are means over a sample's targets, measures those of its query."""
+        sample, query = outputs["target_samples"], outputs["target_queries"]
+        asked = {key: outputs[f"target_{key}"] for key in ("logits", "q_halt_logits")}
+        each = self.terms({**asked, "kl_loss": outputs["kl_loss"][sample]}, outputs["target_labels"])
+        count = torch.zeros_like(each["labelled"][query]).index_add(0, sample, torch.ones_like(each["labelled"]))
+        terms = {key: value[query] for key, value in each.items()}
+        for key in ("lm_loss", "q_halt_loss"):
+            terms[key] = torch.zeros_like(terms[key]).index_add(0, sample, each[key]) / count
+        return terms
 
     def counted_labels(self, labels: Int[Tensor, "batch 900"]) -> Int[Tensor, "batch 900"]:
         """The labels, PAD where they carry no loss."""

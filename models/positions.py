@@ -125,6 +125,16 @@ class Learned(CanvasEncoding):
         return torch.where(places[:, :1] >= 0, summed, 0)
 
 
+def placed(
+    encoding: PositionEncoding, x: Float[Tensor, "n hidden"], places: Int[Tensor, "n *axes"]
+) -> tuple[Float[Tensor, "n hidden"], Rotary | None]:
+    """Rows of unit scale with what tells where they stand, and what turns queries and keys."""
+    embedding = encoding.embedding(places, x.dtype)
+    if embedding is not None:
+        x = x + x.shape[-1] ** 0.5 * embedding
+    return x, encoding.rotary(places)
+
+
 POSITION_ENCODINGS: dict[str, type[Rope | Rope2d | Learned]] = {"rope": Rope, "rope2d": Rope2d, "learned": Learned}
 
 

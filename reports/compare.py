@@ -42,6 +42,7 @@ SUMMARY_KEYS = (
     "grad/inner_norm",
     "eval/accuracy",
     "eval/exact_accuracy",
+    "eval/reading_gain",
     "eval/encoder_convergence_steps",
     "ARC/pass@1",
     "ARC/pass@2",

@@ -25,6 +25,7 @@ PANELS = (
     ("train/accuracy", "Training token accuracy", True),
     ("train/exact_accuracy", "Training exact match", True),
     ("eval/accuracy", "Held-out token accuracy", True),
+    ("eval/reading_gain", "Reading gain: exact match, right minus donor's", False),
     ("train/steps", "ACT steps until halting", False),
     ("train/q_halt_accuracy", "q_halt accuracy", True),
     ("train/encoder_cross_sample_var", "Encoder variance over samples", False),

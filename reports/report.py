@@ -24,7 +24,7 @@ from reports.curves import MAX_POINTS, PANELS, draw_panels, seed_groups
 from reports.pages import QueryView, percent, query_html, templates
 from reports.puzzles import query_views, shown_table, solved_puzzles
 from reports.run_reader import SMOOTHING_STEPS, Run, last_step_table, load_run, with_distinct_names
-from reports.tables import differences_table, runs_table, step_table, utc
+from reports.tables import controls_table, differences_table, families_table, runs_table, step_table, utc
 from utils.files import write_file
 from utils.run_folder import REPORT_FILE
 
@@ -139,6 +139,8 @@ def report_html(runs: Sequence[Run]) -> str:
         steps=step_table({run: rows for run, (_, rows) in tables.items() if rows}),
         evaluated_at={run: step for run, (step, rows) in tables.items() if rows},
         reruns={run.name: percent(share) for run in runs if (share := run.final(RERUNS))},
+        controls=controls_table(runs),
+        families=families_table(runs),
         solved=solved_puzzles({run: found for run, found in results.items() if found is not None}),
         shown=shown_table(sections.get(TRAINING, {})),
         sections=draw_sections(sections),

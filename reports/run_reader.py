@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from inference.control_table import PREFIX
 from utils.path_kinds import kind_of
 from utils.run_folder import METRICS_FILE, read_lines
 
@@ -58,6 +59,11 @@ class Run:
         """The last value as it was logged."""
         return next((row[key] for row in reversed(self.rows) if key in row), None)
 
+    @property
+    def controls(self) -> dict[str, float]:
+        """The figures of the last evaluation that asked with other demonstrations."""
+        return next((row for row in reversed(self.rows) if f"{PREFIX}/queries" in row), {})
+
     def steps_to(self, key: str, level: float) -> int | None:
         """The first step at which the smoothed metric reaches the level."""
         return next((step for step, value in self.series(key) if value >= level), None)
@@ -67,7 +73,7 @@ def load_run(folder: Path, keys: Collection[str] | None = None, *, may_be_empty:
     """Read a run folder.
 
     Args:
-        keys: the metrics to keep (None: all of them).
+        keys: the metrics to keep (None: all of them); those of controls are kept in any case.
         may_be_empty: a run that has logged nothing yet is one too.
 
     Raises:
@@ -102,7 +108,11 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _numbers(row: dict[str, Any], keys: Collection[str] | None = None) -> dict[str, float]:
     """The finite numbers among a line's values."""
-    wanted = row.items() if keys is None else ((key, row[key]) for key in keys if key in row)
+    wanted = row.items()
+    if keys is not None:
+        wanted = [(key, row[key]) for key in keys if key in row]
+        if f"{PREFIX}/queries" in row:  # families have names of their own
+            wanted += [(key, value) for key, value in row.items() if key.startswith(f"{PREFIX}/")]
     return {key: v for key, v in wanted if isinstance(v, int | float) and abs(v) <= sys.float_info.max}
 
 

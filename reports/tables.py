@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from inference.control_table import control_rows, family_rows
 from inference.puzzle_results import KEPT_KS
 from reports.compare import MISSING, model_name, pass_at
 from reports.run_reader import Run
@@ -142,6 +143,33 @@ def flat_config(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in section.items():
         flat |= flat_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+def controls_table(runs: Sequence[Run]) -> Table | None:
+    """What queries are asked with at the last evaluation, and how they are answered then; None where no run asks."""
+    rows = tuple(
+        (
+            Cell(run.name),
+            Cell(row.name),
+            Cell(row.meaning, note=row.note),
+            percent_cell(row.exact),
+            percent_cell(row.accuracy),
+        )
+        for run in runs
+        for row in control_rows(run.controls)
+    )
+    return Table(("run", "control", "asked with", "exact match", "token accuracy"), rows) if rows else None
+
+
+def families_table(runs: Sequence[Run]) -> Table | None:
+    """Exact match by family of rules; None where none is known."""
+    rows = tuple(
+        (Cell(run.name), Cell(row.family), number_cell(row.queries), *map(percent_cell, row.shares))
+        for run in runs
+        for row in family_rows(run.controls)
+    )
+    header = ("run", "family", "queries", "right", "donor", "the donor's answer", "a random rule")
+    return Table(header, rows) if rows else None
 
 
 def differences_table(runs: Sequence[Run]) -> Table | None:

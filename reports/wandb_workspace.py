@@ -27,6 +27,20 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "token accuracy": ("eval/accuracy",),
         "exact match": ("eval/exact_accuracy",),
     },
+    "Controls: is the rule read from the demonstrations?": {
+        "reading gain": ("eval/reading_gain",),
+        "exact match, right and donor's": (
+            "eval/controls/right_exact_accuracy",
+            "eval/controls/donor_exact_accuracy",
+            "eval/controls/donor_answer_share",
+        ),
+        "exact match, other controls": (
+            "eval/controls/deranged_exact_accuracy",
+            "eval/controls/none_exact_accuracy",
+            "eval/controls/order_exact_accuracy",
+            "eval/controls/colors_exact_accuracy",
+        ),
+    },
     "Halting": {
         "ACT steps": ("train/steps",),
         "accuracy of the halting decision": ("train/q_halt_accuracy", "eval/q_halt_accuracy"),

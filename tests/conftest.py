@@ -35,6 +35,7 @@ SHRUNK = (
     "max_eval_groups=4",
     "max_eval_augmentations=2",
     "eval_batch_size=8",
+    "eval_controls=false",  # eight more evaluations of each query; the tests of controls ask for them
     "epochs=4",
     "eval_interval=4",
     "lr_warmup_steps=2",

@@ -1,11 +1,14 @@
 """Naive references, written from the papers' formulas: one sequence at a time, no packing, no shared blocks."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dataset.grids import COLOR_OFFSET
 
 
 def rms(x: Tensor) -> Tensor:
@@ -32,18 +35,35 @@ def self_attention(x: Tensor, attention: Any, positions: Tensor, qk_norm: bool =
     for h in range(heads):
         part = slice(h * hidden // heads, (h + 1) * hidden // heads)
         queries, keys = q[:, part], k[:, part]
-        if qk_norm:
+        if qk_norm or attention.gain is not None:
             queries, keys = rms(queries), rms(keys)
+        if attention.gain is not None:
+            queries = queries * attention.gain[h]
         outputs.append(softmax_attention(rotate(queries, positions), rotate(keys, positions), v[:, part]))
     return torch.cat(outputs, -1) @ attention.o_proj.weight.T
 
 
-def cross_attention(x: Tensor, memory: Tensor, attention: Any) -> Tensor:
+def cross_attention(x: Tensor, memory: Tensor, attention: Any, places: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """With `places`, the positions of x and of the memory, queries and keys are rotated."""
     hidden, heads = x.shape[-1], attention.num_heads
     q = x @ attention.q_proj.weight.T
     k, v = (memory @ w.T for w in attention.kv_proj.weight.split(hidden))
-    parts = [slice(h * hidden // heads, (h + 1) * hidden // heads) for h in range(heads)]
-    return torch.cat([softmax_attention(q[:, p], k[:, p], v[:, p]) for p in parts], -1) @ attention.o_proj.weight.T
+    outputs = []
+    for h in range(heads):
+        part = slice(h * hidden // heads, (h + 1) * hidden // heads)
+        queries, keys = q[:, part], k[:, part]
+        if places is not None:
+            queries, keys = rotate(queries, places[0]), rotate(keys, places[1])
+        outputs.append(softmax_attention(queries, keys, v[:, part]))
+    return torch.cat(outputs, -1) @ attention.o_proj.weight.T
+
+
+def reading_block(x: Tensor, block: Any, positions: Tensor, evidence: tuple[Tensor, Tensor]) -> Tensor:
+    """Self-attention, then cross-attention to evidence (tokens and their positions), then SwiGLU."""
+    tokens, places = evidence
+    x = rms(x + self_attention(x, block.self_attn, positions))
+    x = rms(x + cross_attention(x, tokens, block.cross_attn, (positions, places)))
+    return rms(x + swiglu(x, block.mlp))
 
 
 def swiglu(x: Tensor, mlp: Any) -> Tensor:
@@ -54,6 +74,15 @@ def swiglu(x: Tensor, mlp: Any) -> Tensor:
 def post_norm_block(x: Tensor, block: Any, positions: Tensor) -> Tensor:
     x = rms(x + self_attention(x, block.self_attn, positions))
     return rms(x + swiglu(x, block.mlp))
+
+
+def within_parts(x: Tensor, block: Any, positions: Tensor, parts: Tensor) -> Tensor:
+    """The block on the tokens of each part alone."""
+    result = torch.zeros_like(x)
+    for part in parts.unique():
+        rows = torch.nonzero(parts == part).squeeze(-1)
+        result = result.index_copy(0, rows, post_norm_block(x[rows], block, positions[rows]))
+    return result
 
 
 def encoder_block(x: Tensor, block: Any, positions: Tensor, config: Any) -> Tensor:
@@ -118,6 +147,22 @@ def mixer_block(x: Tensor, block: Any) -> Tensor:
     return rms(x + swiglu(x, block.mlp))
 
 
+def numbers_in_grid(tokens: Tensor, cell: int) -> list[int]:
+    """Row and column of a canvas cell from the grid's first corner, then from its last."""
+    places = [divmod(i, 30) for i, token in enumerate(tokens.tolist()) if token >= COLOR_OFFSET]
+    rows, columns = zip(*places, strict=True)
+    row, column = divmod(cell, 30)
+    return [row - min(rows), column - min(columns), max(rows) - row, max(columns) - column]
+
+
+def grid_embedding(coordinates: Any, numbers: Sequence[int] | None) -> Tensor:
+    """The sum of the embeddings of a cell's numbers; a table's row 30 is that of number 0."""
+    tables = [table.embedding_weight for table in coordinates.tables]
+    if numbers is None:
+        return torch.zeros_like(tables[0][0])
+    return torch.stack([table[30 + n] for table, n in zip(tables, numbers, strict=False)]).sum(0)
+
+
 def decoder_step(
     inner: Any,
     z_H: Tensor,
@@ -127,25 +172,43 @@ def decoder_step(
     cells: Tensor,
     config: Any,
     context_positions: Tensor | None = None,
+    parts: Tensor | None = None,
+    evidence: tuple[Tensor, Tensor] | None = None,
+    context_in_grid: Sequence[Sequence[int] | None] | None = None,
+    added: Tensor | float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One ACT step of one sample from the paper's pseudocode: (z_H, z_L, logits, q) over context and given cells.
 
-    Context tokens stand at 0, 1, ... where nothing else is said, the cells from `puzzle_emb_len` on.
+    Context tokens stand at 0, 1, ... where nothing else is said, the cells from `puzzle_emb_len` on. With `parts`, a
+    number for each token, every other block attends within a part, from the first on. `evidence`, tokens and their
+    positions, is what blocks read. `context_in_grid`: the numbers of each context token in its grid, where the decoder
+    has grid coordinates. `added` goes to the cells' embeddings.
     """
     num_context = len(context)
     embedded = inner.embed_tokens.embedding_weight[tokens.long()[cells]]
-    x = math.sqrt(config.hidden_size) * torch.cat([context, embedded])
+    x = torch.cat([context, embedded + added])
+    if inner.coordinates is not None:
+        in_grid = [*(context_in_grid or [None] * num_context), *(numbers_in_grid(tokens, int(c)) for c in cells)]
+        x = x + torch.stack([grid_embedding(inner.coordinates, numbers) for numbers in in_grid])
+    x = math.sqrt(config.hidden_size) * x
     if context_positions is None:
         context_positions = torch.arange(num_context)
     positions = torch.cat([context_positions, config.puzzle_emb_len + cells])
 
     def level(h: Tensor) -> Tensor:
-        for block in inner.L_level.layers:
-            h = mixer_block(h, block) if config.mlp_t else post_norm_block(h, block, positions)
+        for number, block in enumerate(inner.L_level.layers):
+            if config.mlp_t:
+                h = mixer_block(h, block)
+            elif evidence is not None:
+                h = reading_block(h, block, positions, evidence)
+            elif parts is None or number % 2:
+                h = post_norm_block(h, block, positions)
+            else:
+                h = within_parts(h, block, positions, parts)
         return h
 
     for cycle in range(config.H_cycles):
-        with torch.set_grad_enabled(cycle == config.H_cycles - 1):
+        with torch.set_grad_enabled(cycle >= config.H_cycles - config.grad_cycles):
             for _ in range(config.L_cycles):
                 z_L = level(z_L + (z_H + x))
             z_H = level(z_H + z_L)

@@ -13,6 +13,8 @@ import torch
 
 from config.schema import TrainConfig, dump_config, load_config, run_folder
 from dataset.build_arc_dataset import build_dataset
+from dataset.build_known_rules import build_known_rules
+from dataset.known_rules.family import TaskSettings
 from reports.observers import RUN_OBSERVERS
 from training.loop import fit
 from training.setup import create_trainer
@@ -79,6 +81,17 @@ def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         return data
 
     return build
+
+
+RULES_OPTIONS = TaskSettings(("permutation", "dihedral"), sides=(2, 3))
+
+
+@pytest.fixture(scope="session")
+def rules_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve training tasks of known rules of two families, six held-out ones."""
+    folder = tmp_path_factory.mktemp("rules") / "data"
+    build_known_rules(folder, RULES_OPTIONS, train=12, held_out=6, seed=1)
+    return folder
 
 
 @pytest.fixture(scope="session")

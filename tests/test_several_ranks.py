@@ -31,7 +31,12 @@ def challenges(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "options", [(), ("--shuffle", "--max-groups", "3"), ("--max-groups", "1", "--batch-size", "1")]
+    "options",
+    [
+        ("--control-queries", "7", "--max-groups", "5"),
+        ("--shuffle", "--max-groups", "3"),
+        ("--max-groups", "1", "--batch-size", "1"),
+    ],
 )
 def test_two_ranks_evaluate_as_one_does(checkpoint: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     arguments = ("--checkpoint", str(checkpoint), "--device", "cpu", "--max-augmentations", "2", *options)

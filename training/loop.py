@@ -82,7 +82,7 @@ def fit(
                 sums, outputs = trainer.train_step(batch)
             if sums:
                 trainer.window.add(sums)
-                trainer.train_data.observe(trainer.step, sums)
+                trainer.train_data.observe(trainer.step, sums, trainer.sample_results(outputs))
             bar.update()
             is_last = trainer.step == trainer.total_steps
             evaluates = is_last or trainer.epoch // config.eval_interval > epoch_before // config.eval_interval

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from evaluators.arc import QueryResult
+from inference.control_table import control_table
 from inference.diagnostics import encoder_health
 from inference.traces import QueryTrace, plain_queries, trace_queries, with_votes
 from training.trainer import Trainer
@@ -70,7 +71,7 @@ def shown_predictions(trainer: Trainer, results: Sequence[QueryResult] = ()) -> 
 
 
 def summary(metrics: dict[str, float], folder: Path) -> str:
-    """The table that ends a run."""
+    """The table that ends a run, and that of its controls."""
     num_puzzles = int(metrics.get("ARC/num_puzzles", 0))
 
     def shown(key: str, form: str, scale: float = 1.0) -> str:
@@ -91,4 +92,5 @@ def summary(metrics: dict[str, float], folder: Path) -> str:
                 rows.append((f"held-out {name}", f"{100 * metrics[f'ARC/{name}']:.1f} % ({interval})"))
     rows += [("run folder", str(folder)), ("report", str(folder / REPORT_FILE))]
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    return "\n".join((*lines, *control_table(metrics).splitlines()))

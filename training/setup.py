@@ -1,13 +1,15 @@
 """Builds a trainer from a config: data, model, loss, optimizer, the checkpoint to go on from, the run folder."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from checkpoints.published import load_pretrained_decoder
+from checkpoints.published import load_pretrained_decoder, load_pretrained_encoder
 from config.schema import TrainConfig, dump_config, run_folder, with_dtype
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.store import PuzzleStore, Split, load_stores
+from dataset.trained_on import TrainedOn
 from inference.task_latents import attach_latents
 from learning.groups import GroupOptions
 from learning.learner import LearnerOptions, create_learner
@@ -88,6 +90,17 @@ def create_trainer(
         raise
 
 
+def _load_pretrained(model: Any, config: TrainConfig) -> list[TrainedOn]:
+    """Load the weights that the config names; what they were trained on."""
+    records = []
+    if config.load_pretrained_decoder is not None:
+        arch = dump_config(config)["arch"]
+        records.append(load_pretrained_decoder(model.inner, config.load_pretrained_decoder, arch))
+    if config.load_pretrained_encoder is not None:
+        records.append(load_pretrained_encoder(model.encoder, config.load_pretrained_encoder))
+    return records
+
+
 def _built_trainer(
     config: TrainConfig, ranks: Ranks, stop: StopRequest | None, observers: Sequence[ObserverFactory]
 ) -> Trainer:
@@ -102,9 +115,9 @@ def _built_trainer(
     model = create_model(config.arch, store.metadata).to(ranks.device)
     torch.manual_seed(config.seed + RANK_SEED_STRIDE * ranks.rank)  # a variational encoder's noise differs by rank
     trained_on = train_data.trained_on()
-    if config.load_pretrained_decoder is not None and point is None:
-        arch = dump_config(config)["arch"]
-        trained_on = trained_on.joined(load_pretrained_decoder(model.inner, config.load_pretrained_decoder, arch))
+    if point is None:
+        for record in _load_pretrained(model, config):
+            trained_on = trained_on.joined(record)
     if wants_compiling(config.compile, ranks.device):
         compile_blocks(model)
     trainer = Trainer(

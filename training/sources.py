@@ -3,14 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
-from config.data_schema import KnownRulesData
+from config.data_schema import FewshotData, KnownRulesData, MixtureData, RearcData
 from config.schema import HybridArch, TrainConfig
 from dataset.fewshot_puzzle_dataset import FewshotTrainDataset
 from dataset.known_rules.curriculum import Curriculum
 from dataset.known_rules.source import KnownRulesSource
+from dataset.mixture import MixtureSource, Shares
 from dataset.puzzle_dataset import PuzzleTrainDataset
+from dataset.rearc.source import RearcSource
 from dataset.sources import TrainSource
-from dataset.store import PuzzleStore
+from dataset.store import PuzzleStore, load_stores
 from dataset.text_tasks import TextTrainDataset
 from utils.distributed import Ranks
 
@@ -33,7 +35,14 @@ def _store_options(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
 
 def fewshot(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> FewshotTrainDataset:
     """Queries with demonstrations."""
-    return FewshotTrainDataset(store, query_sampling=config.query_sampling, **_store_options(config, ranks))
+    assert isinstance(config.data, FewshotData)
+    return FewshotTrainDataset(
+        store,
+        query_sampling=config.query_sampling,
+        min_demos=config.min_demos,
+        translate=config.data.translate,
+        **_store_options(config, ranks),
+    )
 
 
 def puzzle_id(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> PuzzleTrainDataset:
@@ -63,7 +72,15 @@ def known_rules(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> KnownR
     data = config.data
     assert isinstance(data, KnownRulesData)
     return KnownRulesSource(
-        Curriculum(data.curriculum_stages(), data.earlier_share, data.measure_steps, ranks),
+        Curriculum(
+            data.ladders(),
+            ranks,
+            at_once=data.at_once if data.curriculum else len(data.families),
+            earlier_share=data.earlier_share,
+            patience=data.patience,
+            measure_steps=data.measure_steps,
+        ),
+        has_curriculum=bool(data.curriculum),
         num_batches=data.num_batches,
         epoch_batches=data.epoch_batches,
         translate=data.translate,
@@ -73,11 +90,50 @@ def known_rules(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> KnownR
     )
 
 
+def rearc(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> RearcSource:
+    """New tasks of RE-ARC's pairs, which have a store of their own."""
+    data = config.data
+    assert isinstance(data, RearcData)
+    return RearcSource(
+        load_stores(data.data_paths),
+        num_batches=data.num_batches,
+        epoch_batches=data.epoch_batches,
+        min_demos=data.demos[0],
+        max_demos=data.demos[1],
+        translate=data.translate,
+        global_batch_size=config.global_batch_size,
+        seed=config.seed,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+
+
+def mixture(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> MixtureSource:
+    """Several sources, each made as if it were alone with batches of its share."""
+    data = config.data
+    assert isinstance(data, MixtureData)
+    shares = Shares(
+        tuple(part.share[0] for part in data.sources),
+        tuple(part.share[-1] for part in data.sources),
+        data.share_batches,
+        config.global_batch_size,
+        ranks.world_size,
+    )
+    sources = []
+    for part, most in zip(data.sources, shares.most(), strict=True):
+        # Of finite data as many epochs as there can be samples: the mixture says when training ends.
+        changes = {"data": part.source, "global_batch_size": most, "epochs": data.num_batches * most}
+        sources.append(create_train_source(config.model_copy(update=changes), store, ranks))
+    return MixtureSource(sources, shares, data.num_batches, data.epoch_batches)
+
+
 SOURCES: dict[str, SourceFactory] = {
     "fewshot": fewshot,
     "puzzle_id": puzzle_id,
     "text": text,
     "known_rules": known_rules,
+    "rearc": rearc,
+    "mixture": mixture,
 }
 
 

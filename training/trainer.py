@@ -16,8 +16,9 @@ from checkpoints.writer import CheckpointWriter, SaveError
 from config.schema import TrainConfig, dump_config
 from dataset.batches import Batch
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
-from dataset.sources import TrainSource
+from dataset.sources import SampleResults, TrainSource
 from dataset.trained_on import TrainedOn
+from inference.control_measures import create_controls
 from inference.evaluation import Evaluation, evaluate
 from learning.guards import NonFiniteError
 from learning.learner import Learner
@@ -122,6 +123,10 @@ class Trainer:
         self.step += 1
         return result.sums, result.outputs
 
+    def sample_results(self, outputs: dict[str, Tensor]) -> SampleResults:
+        """What the last step, which gave these outputs, did with its samples."""
+        return SampleResults(self.carry.current_data, self.carry.halted.float(), outputs["exact"])
+
     def _flags(self) -> tuple[bool, bool]:
         """What the ranks must agree on."""
         return bool(self.stop), self._is_time_to_save()
@@ -167,6 +172,7 @@ class Trainer:
                 workers=self.config.data_workers,
                 description=description,
                 stop=self.stop,
+                controls=create_controls(self.config, self.head, self.eval_data, self.ranks),
             )
 
     def averaged_weights(self) -> AbstractContextManager[None]:

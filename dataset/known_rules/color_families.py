@@ -1,8 +1,11 @@
 """Rules of colours alone: a permutation, one colour that becomes another, two that are exchanged; and with a turn."""
 
 from collections.abc import Hashable, Sequence
+from functools import cache
+from itertools import permutations
 
 import numpy as np
+from jaxtyping import UInt8
 
 from dataset.augment import NUM_DIHEDRAL, apply_dihedral
 from dataset.grids import NUM_COLORS, Grid
@@ -59,6 +62,37 @@ def colors_of(grids: Sequence[Grid]) -> list[int]:
     return np.flatnonzero(np.bincount(np.concatenate([grid.ravel() for grid in grids]), minlength=NUM_COLORS)).tolist()
 
 
+def is_drawn(lengths: tuple[int, ...], split: RuleSplit) -> bool:
+    """Whether a split has permutations of this cycle type."""
+    return bool(lengths) and lengths != EXCHANGE and (lengths in HELD_OUT_CYCLES) == (split == "held_out")
+
+
+@cache
+def drawn_permutations(count: int, split: RuleSplit) -> UInt8[np.ndarray, "permutations count"]:
+    """All permutations of 0 to `count` - 1 that a split has. The fixed points of a permutation's powers tell its cycle
+    type, so that one of each type is looked at."""
+    images = np.array(list(permutations(range(count))), dtype=np.uint8)
+    power, fixed_points = images, np.zeros(len(images), dtype=np.int64)
+    for _ in range(count):
+        fixed_points = (count + 1) * fixed_points + (power == np.arange(count)).sum(axis=1)
+        power = np.take_along_axis(images, power.astype(np.intp), axis=1)
+    _, first, kind = np.unique(fixed_points, return_index=True, return_inverse=True)
+    is_kept = np.array([is_drawn(cycle_lengths(images[index].tolist()), split) for index in first], dtype=bool)
+    return images[is_kept[kind]]
+
+
+def share_that_maps(palette: Sequence[int], split: RuleSplit, grid: Grid, answer: Grid) -> float:
+    """Of the permutations of a palette that a split has, the share that makes the answer of the grid."""
+    images = color_map([(grid, answer)])
+    colors = colors_of([grid])
+    if images is None or not {*colors, *(images[color] for color in colors)} <= set(palette):
+        return 0.0
+    place = {color: index for index, color in enumerate(palette)}
+    allowed = drawn_permutations(len(palette), split)
+    wanted = np.array([place[images[color]] for color in colors], dtype=np.uint8)
+    return float((allowed[:, [place[color] for color in colors]] == wanted).all(axis=1).mean()) if len(allowed) else 0.0
+
+
 class Permutation(Family):
     """A permutation of the colours that the demonstrations have: split by cycle type, so that no renaming of colours
     makes a trained rule of a held-out one. A rule is the image of each colour."""
@@ -94,14 +128,23 @@ class Permutation(Family):
         inputs = [draw_grid(rng, settings) for _ in range(count - 1)]
         palette = colors_of(inputs)
 
-        def is_allowed(rule: Rule) -> bool:
-            lengths = cycle_lengths(rule)
-            return bool(lengths) and lengths != EXCHANGE and self.is_held_out(rule) == (split == "held_out")
-
-        rule = redrawn(lambda: self._permutation(rng, palette), is_allowed)
+        rule = self._draw_permutation(rng, palette, split)
         if rule is None:
             return None
         return rule, [*inputs, random_grid(rng, draw_shape(rng, settings), palette, distinct=settings.distinct)]
+
+    def draw_rule(
+        self, rng: np.random.Generator, settings: TaskSettings, split: RuleSplit, inputs: Sequence[Grid]
+    ) -> Rule | None:
+        return self._draw_permutation(rng, colors_of(inputs[:-1]), split)
+
+    def chance(self, settings: TaskSettings, split: RuleSplit, pairs: Pairs) -> float:
+        """Over all permutations of the demonstrations' colours that the split may have."""
+        palette = colors_of([grid for grid, _ in pairs[:-1]])
+        return share_that_maps(palette, split, *pairs[-1])
+
+    def _draw_permutation(self, rng: np.random.Generator, palette: list[int], split: RuleSplit) -> Rule | None:
+        return redrawn(lambda: self._permutation(rng, palette), lambda rule: is_drawn(cycle_lengths(rule), split))
 
     def _permutation(self, rng: np.random.Generator, palette: list[int]) -> Rule:
         images = np.arange(NUM_COLORS)
@@ -126,6 +169,21 @@ class DihedralPermutation(Permutation):
     ) -> tuple[Rule, list[Grid]] | None:
         drawn = super().draw(rng, settings, split, count)
         return None if drawn is None else ((int(rng.integers(1, NUM_DIHEDRAL)), *drawn[0]), drawn[1])
+
+    def draw_rule(
+        self, rng: np.random.Generator, settings: TaskSettings, split: RuleSplit, inputs: Sequence[Grid]
+    ) -> Rule | None:
+        images = super().draw_rule(rng, settings, split, inputs)
+        return None if images is None else (int(rng.integers(1, NUM_DIHEDRAL)), *images)
+
+    def chance(self, settings: TaskSettings, split: RuleSplit, pairs: Pairs) -> float:
+        palette = colors_of([grid for grid, _ in pairs[:-1]])
+        grid, answer = pairs[-1]
+        shares = [
+            share_that_maps(palette, split, apply_dihedral(grid, transform), answer)
+            for transform in range(1, NUM_DIHEDRAL)
+        ]
+        return sum(shares) / len(shares)
 
     def is_well_posed(self, settings: TaskSettings, rule: Rule, pairs: Pairs) -> bool:
         """Under no other transform are the demonstrations' colours permuted at all."""

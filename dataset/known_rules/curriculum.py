@@ -1,83 +1,162 @@
-"""Easy tasks first: an ordered list of stages, each left when it is measured as read, or has taken long enough."""
+"""Easy tasks first, family by family: each has a ladder of lessons, climbed as they are measured as read.
+
+Families are learned in their order, a few at a time. A family whose lesson takes longer than `patience` batches stays,
+and lets the next one begin beside it. What is read stays in the mix.
+"""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.known_rules.family import Stage, TaskSettings
+from dataset.known_rules.family import Lesson
 from utils import distributed
 from utils.distributed import Ranks
 
+MIN_MEASURED = 64  # samples of a lesson, before its exact match is believed
 
-class Curriculum:
-    """Which stage each batch is of; the same on all ranks, and for a batch that is made again.
 
-    Exact match is measured over blocks of `measure_steps` optimizer steps, of all samples that halted in them: those of
-    earlier stages that stay in the mix are among them.
+@dataclass(frozen=True)
+class Place:
+    """How far a curriculum is, from a batch on.
 
-    Args:
-        earlier_share: probability that a sample is of an earlier stage, each of these being as likely.
+    read: lessons behind each ladder.
+    since: the batch at which each ladder's present lesson began.
+    opened: ladders that have begun, in their order.
     """
 
-    def __init__(self, stages: Sequence[Stage], earlier_share: float, measure_steps: int, ranks: Ranks):
-        self.stages, self.earlier_share, self.measure_steps = tuple(stages), earlier_share, measure_steps
-        self.ranks = ranks
-        self.began = [0]
+    batch: int
+    read: tuple[int, ...]
+    since: tuple[int, ...]
+    opened: int
+
+
+class Curriculum:
+    """Which lesson each sample is of; the same on all ranks, and for a batch that is made again.
+
+    A sample knows its lesson by number. Exact match is measured by lesson over blocks of `measure_steps` optimizer
+    steps, of all samples that halted in them.
+
+    Args:
+        ladders: of each family, lessons in the order of difficulty.
+        at_once: families that are learned at a time.
+        earlier_share: probability that a sample is of a lesson that is read, each of these being as likely.
+        patience: in batches.
+    """
+
+    def __init__(
+        self,
+        ladders: Sequence[Sequence[Lesson]],
+        ranks: Ranks,
+        *,
+        at_once: int = 1,
+        earlier_share: float = 0.3,
+        patience: int = 1000,
+        measure_steps: int = 100,
+    ):
+        self.ladders = tuple(tuple(ladder) for ladder in ladders)
+        self.lessons = tuple(lesson for ladder in self.ladders for lesson in ladder)
+        self.first_of = np.cumsum([0, *(len(ladder) for ladder in self.ladders)])[:-1].tolist()
+        self.ranks, self.at_once, self.earlier_share = ranks, at_once, earlier_share
+        self.patience, self.measure_steps = patience, measure_steps
+        none = (0,) * len(self.ladders)
+        self.places = [Place(0, none, none, min(at_once, len(self.ladders)))]
         self.steps = 0
-        self.totals = torch.zeros(2, dtype=torch.float64)  # exactly right, halted: this rank's
-        self.exact_match = 0.0
+        self.totals = torch.zeros(len(self.lessons), 2, dtype=torch.float64)  # exactly right, halted: this rank's
+        self.exact_match: dict[int, float] = {}
 
-    def stage_of(self, number: int) -> int:
-        """The stage of a batch."""
-        return bisect_right(self.began, number) - 1
+    def place_at(self, batch: int) -> Place:
+        """How far the curriculum was at a batch."""
+        return self.places[bisect_right(self.places, batch, key=lambda place: place.batch) - 1]
 
-    def settings_of(self, number: int, rng: np.random.Generator) -> TaskSettings:
-        """What a sample of a batch is like."""
-        stage = self.stage_of(number)
-        if stage and rng.random() < self.earlier_share:
-            stage = int(rng.integers(stage))
-        return self.stages[stage].settings
+    def lesson_of(self, batch: int, rng: np.random.Generator) -> int:
+        """The number of the lesson that a sample of a batch is of."""
+        learning, known = self._choices(self.place_at(batch))
+        from_known = known and (not learning or rng.random() < self.earlier_share)
+        choices = known if from_known else learning
+        return choices[int(rng.integers(len(choices)))]
 
-    def observe(self, number: int, sums: dict[str, Tensor]) -> None:
-        """Heed an optimizer step on a batch; the device is waited for at the end of a block alone."""
-        if number < self.began[-1]:  # the batch in which the last stage ended
-            return
-        totals = torch.stack([sums["exact_accuracy"], sums["count"]]).double()
-        self.totals = self.totals.to(totals.device) + totals
+    def _choices(self, place: Place) -> tuple[list[int], list[int]]:
+        """The lessons that are being learned, and of each ladder the last one that is read."""
+        learning, known = [], []
+        for number, read in self._opened(place):
+            if read < len(self.ladders[number]):
+                learning.append(self.first_of[number] + read)
+            if read:
+                known.append(self.first_of[number] + read - 1)
+        return learning, known
+
+    @staticmethod
+    def _opened(place: Place) -> Iterator[tuple[int, int]]:
+        return enumerate(place.read[: place.opened])
+
+    def observe(self, batch: int, lessons: Tensor, halted: Tensor, exact: Tensor) -> None:
+        """Heed an optimizer step on a batch; the device is waited for at the end of a block alone.
+
+        Args:
+            lessons, halted, exact: (B) of this rank's samples.
+        """
+        counted = torch.stack([exact * halted, halted], dim=1).double()
+        self.totals = self.totals.to(counted.device).index_add(0, lessons.long(), counted)
         self.steps += 1
-        stage = self.stages[len(self.began) - 1]
-        is_over = stage.max_batches is not None and number + 1 - self.began[-1] >= stage.max_batches
-        if self.steps < self.measure_steps and not is_over:
+        if self.steps < self.measure_steps:
             return
-        is_read = self._measured() and self.exact_match >= stage.threshold
-        if len(self.began) < len(self.stages) and (is_over or is_read):
-            self.began.append(number + 1)
+        self.steps = 0
+        place = self._next_place(batch + 1, self._measured())
+        if (place.read, place.opened) != (self.places[-1].read, self.places[-1].opened):
+            self.places.append(place)
 
-    def _measured(self) -> bool:
-        """End a block; whether any sample halted in it on any rank."""
+    def _measured(self) -> set[int]:
+        """End a block: the lessons that are measured by enough samples, whose count begins anew."""
         totals = self.totals.clone()
         distributed.sum_over_ranks([totals], self.ranks)
-        exact, count = totals.tolist()
-        self.exact_match = exact / count if count else self.exact_match
-        self.steps, self.totals = 0, torch.zeros_like(totals)
-        return bool(count)
+        rows = totals.tolist()
+        measured = {number for number, (_, count) in enumerate(rows) if count >= MIN_MEASURED}
+        self.exact_match |= {number: rows[number][0] / rows[number][1] for number in measured}
+        self.totals[sorted(measured)] = 0
+        return measured
+
+    def _next_place(self, batch: int, measured: set[int]) -> Place:
+        """Where the curriculum stands after a block."""
+        place = self.places[-1]
+        read, since = list(place.read), list(place.since)
+        for number in self._choices(place)[0]:
+            if number in measured and self.exact_match[number] >= self.lessons[number].threshold:
+                ladder = bisect_right(self.first_of, number) - 1
+                read[ladder], since[ladder] = read[ladder] + 1, batch
+        opened = place.opened
+        busy = sum(self._is_busy(number, read[number], batch - since[number]) for number in range(opened))
+        while busy < self.at_once and opened < len(self.ladders):
+            since[opened], opened, busy = batch, opened + 1, busy + 1
+        return Place(batch, tuple(read), tuple(since), opened)
+
+    def _is_busy(self, number: int, read: int, batches: int) -> bool:
+        return read < len(self.ladders[number]) and batches < self.patience
 
     def metrics(self) -> dict[str, float]:
-        """The stage of the next batch, and the exact match of the last block."""
-        return {"train/stage": len(self.began) - 1, "train/stage_exact_accuracy": self.exact_match}
+        """Of each family: lessons that are read, and the exact match last measured in its present one."""
+        place, found = self.places[-1], {}
+        for number, read in enumerate(place.read):
+            name = self.ladders[number][0].family
+            present = self.first_of[number] + min(read, len(self.ladders[number]) - 1)
+            found[f"train/lessons_read/{name}"] = float(read)
+            if present in self.exact_match:
+                found[f"train/lesson_exact_accuracy/{name}"] = self.exact_match[present]
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "began": list(self.began),
+            "places": [[place.batch, list(place.read), list(place.since), place.opened] for place in self.places],
             "steps": self.steps,
             "totals": self.totals.clone(),
-            "exact_match": self.exact_match,
+            "exact_match": dict(self.exact_match),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.began, self.steps = list(state["began"]), state["steps"]
-        self.totals, self.exact_match = state["totals"].clone(), state["exact_match"]
+        self.places = [Place(batch, tuple(read), tuple(since), n) for batch, read, since, n in state["places"]]
+        self.steps, self.totals = state["steps"], state["totals"].clone()
+        self.exact_match = {int(number): value for number, value in state["exact_match"].items()}

@@ -45,16 +45,18 @@ class TaskSettings:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Tasks of one difficulty.
+class Lesson:
+    """Tasks of one family and one difficulty.
 
-    threshold: the share of exactly right answers with which the stage is left.
-    max_batches: after so many batches it is left in any case; None waits for the threshold.
+    threshold: the share of exactly right answers with which it is read.
     """
 
     settings: TaskSettings
-    threshold: float = 1.0
-    max_batches: int | None = None
+    threshold: float
+
+    @property
+    def family(self) -> str:
+        return self.settings.families[0]
 
 
 class Family(ABC):
@@ -127,6 +129,23 @@ class Family(ABC):
                 return None
             inputs.append(grid)
         return rule, inputs
+
+    def rules_on(self, settings: TaskSettings, split: RuleSplit, inputs: Sequence[Grid]) -> Sequence[Rule]:
+        """The rules of a split that may show on given inputs."""
+        return self.choices(settings, split)
+
+    def draw_rule(
+        self, rng: np.random.Generator, settings: TaskSettings, split: RuleSplit, inputs: Sequence[Grid]
+    ) -> Rule | None:
+        """A rule of a split for given inputs, the query's last; None where there is none."""
+        rules = self.rules_on(settings, split, inputs)
+        return rules[int(rng.integers(len(rules)))] if rules else None
+
+    def chance(self, settings: TaskSettings, split: RuleSplit, pairs: Pairs) -> float:
+        """Exact match of a random rule: the share of those that may show on the inputs that give the query's answer."""
+        grid, answer = pairs[-1]
+        rules = self.rules_on(settings, split, [one for one, _ in pairs])
+        return sum(same(self.apply(rule, grid), answer) for rule in rules) / max(len(rules), 1)
 
     def is_well_posed(self, settings: TaskSettings, rule: Rule, pairs: Pairs) -> bool:
         """Whether the query's answer follows from the demonstrations: every other rule that fits them gives it too."""

@@ -22,6 +22,7 @@ FAMILIES: dict[str, Family] = {
 }
 FAMILY_NUMBERS = {name: number for number, name in enumerate(FAMILIES)}
 MAX_ATTEMPTS = 500
+MAX_DONORS = 100
 STREAMS: dict[RuleSplit, int] = {"train": 0, "held_out": 1}
 
 
@@ -91,6 +92,21 @@ def draw_task(
         if _shows(pairs) and rules.is_well_posed(settings, rule, pairs):
             return KnownTask(name, rule, pairs)
     raise RuleError(f"no well-posed task of the family '{name}' in {MAX_ATTEMPTS} attempts with {settings}")
+
+
+def draw_donor(rng: np.random.Generator, settings: TaskSettings, split: RuleSplit, task: KnownTask) -> Rule | None:
+    """Another rule of the family and split that makes a well-posed task of the same inputs, with another answer to the
+    query; None where none of MAX_DONORS drawings does."""
+    rules, inputs = FAMILIES[task.family], [grid for grid, _ in task.pairs]
+    for _ in range(MAX_DONORS):
+        donor = rules.draw_rule(rng, settings, split, inputs)
+        if donor is None or donor == task.rule:
+            continue
+        pairs = tuple((grid, np.ascontiguousarray(rules.apply(donor, grid))) for grid in inputs)
+        is_other = not same(pairs[-1][1], task.pairs[-1][1])
+        if is_other and _shows(pairs) and rules.is_well_posed(settings, donor, pairs):
+            return donor
+    return None
 
 
 def _shows(pairs: Pairs) -> bool:

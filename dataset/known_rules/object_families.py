@@ -11,6 +11,7 @@ from dataset.known_rules.family import (
     Family,
     Pairs,
     Rule,
+    RuleSplit,
     TaskSettings,
     draw_grid,
     draw_shape,
@@ -68,6 +69,11 @@ class CoupleFamily(Family):
 
     def is_held_out(self, rule: Rule) -> bool:
         return is_held_out_couple(rule)
+
+    def rules_on(self, settings: TaskSettings, split: RuleSplit, inputs: Sequence[Grid]) -> Sequence[Rule]:
+        """Those of objects of the colour that the inputs have."""
+        objects = colors_of(inputs)
+        return [rule for rule in self.choices(settings, split) if rule[0] in objects]
 
     def visible_rule(self, pairs: Pairs) -> Hashable:
         changed = [output[grid != output] for grid, output in pairs]

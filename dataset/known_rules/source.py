@@ -13,8 +13,8 @@ from dataset.assemble import assemble
 from dataset.augment import IDENTITY_COLORS
 from dataset.batches import Batch
 from dataset.known_rules.curriculum import Curriculum
-from dataset.known_rules.generator import FAMILY_NUMBERS, KnownTask, draw_task, generator_of
-from dataset.sources import TrainSource
+from dataset.known_rules.generator import KnownTask, draw_task, generator_of
+from dataset.sources import SampleResults, TrainSource
 from dataset.store import DatasetError
 from dataset.store_train_dataset import leave_one_in_place
 from dataset.trained_on import TrainedOn
@@ -42,28 +42,33 @@ class TaskGrids:
 
 
 def draw_batch(
-    tasks: Sequence[KnownTask], num_slots: int, translation: Float64[np.ndarray, "batch examples 2"] | None = None
+    tasks: Sequence[KnownTask],
+    groups: Sequence[int],
+    num_slots: int,
+    translation: Float64[np.ndarray, "batch examples 2"] | None = None,
 ) -> Batch:
-    """The tasks as a batch: the number of its family is a task's `puzzle_groups`, its puzzle identifier is blank.
+    """The tasks as a batch; their puzzle identifier is blank.
 
     Args:
+        groups: `puzzle_groups` of the tasks.
         translation: see `assemble`.
     """
     counts = np.array([len(task.pairs) for task in tasks])
     query = np.cumsum(counts) - 1
     slots = np.arange(num_slots)
     demos = np.where(slots < counts[:, None] - 1, (query - counts + 1)[:, None] + slots, -1)
-    numbers = np.array([FAMILY_NUMBERS[task.family] for task in tasks])
+    numbers = np.array(groups)
     batch = assemble(TaskGrids.of(tasks), numbers, np.zeros_like(numbers), demos, query, translation)
     return batch | {"puzzle_identifiers": torch.zeros(len(tasks), dtype=torch.int32)}
 
 
 class KnownRulesSource(TrainSource):
-    """Batches of training tasks, without end.
+    """Batches of training tasks, without end; `puzzle_groups` is the number of a sample's lesson.
 
     Args:
         num_batches: of the run; an epoch has `epoch_batches`.
         translate: places grids anywhere on their canvases, one of each task at (0, 0); else all of them there.
+        has_curriculum: whether families begin one after another; else all at once, and there is no state.
         steps_per_batch: optimizer steps on one batch.
 
     Raises:
@@ -79,6 +84,7 @@ class KnownRulesSource(TrainSource):
         translate: bool,
         global_batch_size: int,
         seed: int,
+        has_curriculum: bool = False,
         steps_per_batch: int = 1,
     ):
         ranks = curriculum.ranks
@@ -86,8 +92,9 @@ class KnownRulesSource(TrainSource):
             raise DatasetError(f"global_batch_size={global_batch_size} is not a multiple of {ranks.world_size} ranks")
         self.curriculum, self.num_batches, self.epoch_batches = curriculum, num_batches, epoch_batches
         self.translate, self.seed, self.steps_per_batch = translate, seed, steps_per_batch
+        self.has_curriculum = has_curriculum
         self.slots = range(global_batch_size)[ranks.local_slots(global_batch_size)]
-        self.num_slots = max(stage.settings.demos[1] for stage in curriculum.stages)
+        self.num_slots = max(lesson.settings.demos[1] for lesson in curriculum.lessons)
 
     def __len__(self) -> int:
         return self.num_batches
@@ -95,13 +102,15 @@ class KnownRulesSource(TrainSource):
     def __getitem__(self, number: int) -> Batch:
         if not 0 <= number < len(self):
             raise IndexError(f"batch {number} of {len(self)}")
-        tasks, uniform = [], []
+        tasks, lessons, uniform = [], [], []
         for slot in self.slots:
             rng = generator_of(self.seed, number, slot)
-            tasks.append(draw_task(rng, self.curriculum.settings_of(number, rng)))
+            lessons.append(self.curriculum.lesson_of(number, rng))
+            tasks.append(draw_task(rng, self.curriculum.lessons[lessons[-1]].settings))
             if self.translate:
                 uniform.append(rng.random(1 + 2 * (self.num_slots + 1)))
-        return draw_batch(tasks, self.num_slots, self._translation(tasks, uniform) if self.translate else None)
+        translation = self._translation(tasks, uniform) if self.translate else None
+        return draw_batch(tasks, lessons, self.num_slots, translation)
 
     def _translation(
         self, tasks: Sequence[KnownTask], uniform: Sequence[Float64[np.ndarray, " draws"]]
@@ -115,29 +124,29 @@ class KnownRulesSource(TrainSource):
 
     def trained_on(self) -> TrainedOn:
         """The generator's settings: which rules are held out follows from them."""
-        stages = (asdict(stage.settings) for stage in self.curriculum.stages)
-        shown = (", ".join(f"{key}={value}" for key, value in settings.items()) for settings in stages)
+        settings = (asdict(lesson.settings) for lesson in self.curriculum.lessons)
+        shown = (", ".join(f"{key}={value}" for key, value in one.items()) for one in settings)
         return TrainedOn(generators=tuple(f"known_rules(split=train, seed={self.seed}, {text})" for text in shown))
 
     @property
     def description(self) -> str:
-        stages = self.curriculum.stages
-        families = dict.fromkeys(name for stage in stages for name in stage.settings.families)
-        return f"tasks without end of {len(families)} families of known rules in {len(stages)} stages"
-
-    def observe(self, step: int, sums: dict[str, Tensor]) -> None:
-        if self._has_state:
-            self.curriculum.observe((step - 1) // self.steps_per_batch, sums)
-
-    def metrics(self) -> dict[str, float]:
-        return self.curriculum.metrics() if self._has_state else {}
+        ladders = self.curriculum.ladders
+        return f"tasks without end of {len(ladders)} families of known rules in {len(self.curriculum.lessons)} lessons"
 
     @property
-    def _has_state(self) -> bool:
-        return len(self.curriculum.stages) > 1
+    def num_groups(self) -> int:
+        return len(self.curriculum.lessons)
+
+    def observe(self, step: int, sums: dict[str, Tensor], samples: SampleResults) -> None:
+        if self.has_curriculum:
+            batch = (step - 1) // self.steps_per_batch
+            self.curriculum.observe(batch, samples.data["puzzle_groups"], samples.halted, samples.exact)
+
+    def metrics(self) -> dict[str, float]:
+        return self.curriculum.metrics() if self.has_curriculum else {}
 
     def state_dict(self) -> dict[str, Any]:
-        return self.curriculum.state_dict() if self._has_state else {}
+        return self.curriculum.state_dict() if self.has_curriculum else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.curriculum.load_state_dict(state)

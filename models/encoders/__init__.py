@@ -1,6 +1,6 @@
 """Encoders: demonstrations to context tokens. A module that is imported here adds its encoders to the registries."""
 
-from models.encoders import hybrid, in_context, lpn, recurrent_standard, standard, trm_style
+from models.encoders import hybrid, in_context, lpn, recurrent_in_context, recurrent_standard, standard, trm_style
 from models.encoders.base import (
     ENCODERS,
     RECURRENT_ENCODERS,
@@ -20,6 +20,7 @@ __all__ = [
     "hybrid",
     "in_context",
     "lpn",
+    "recurrent_in_context",
     "recurrent_standard",
     "standard",
     "trm_style",

@@ -6,7 +6,7 @@ encoder is one file, whose class says its name with `@encoder("...")`, and one l
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from config.arch_schema import EncoderArch, EtrmArch, EtrmtrmArch
 from dataset.batches import Demonstrations
 from models.attention import uses_varlen_kernel
+from models.layers import Rotary
 from models.machine import best_dtype
+from models.memory import Reading
+from models.packing import Packing
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,11 @@ class EncoderOutput:
         kl_loss: KL divergence of each sample, zeros for a deterministic encoder.
         coordinates: row and column of each context token on the canvas, for the other encodings (None: they are no
             cells).
+        in_grid: the numbers of each context token in its grid (`models.grid_coordinates`; None: the decoder adds none).
+        is_read: the tokens behind the first one are evidence that the decoder's rows read; else they evolve with them.
+        query_tokens: for each colour of the query what is added to its cells' embeddings (None: nothing).
+        pair_lengths: how many tokens each pair has, which follow one another behind the first token. Where they evolve,
+            every other layer of the decoder attends within a pair, and within first token and answer (None: no layer).
     """
 
     context: Float[Tensor, "batch tokens hidden"]
@@ -38,6 +46,50 @@ class EncoderOutput:
     positions: Int[Tensor, "batch tokens"]
     kl_loss: Float[Tensor, " batch"]
     coordinates: Int[Tensor, "batch tokens 2"] | None = None
+    in_grid: Int[Tensor, "batch tokens 4"] | None = None
+    is_read: bool = False
+    pair_lengths: Int[Tensor, "batch demos"] | None = None
+    query_tokens: Float[Tensor, "vocab hidden"] | None = None
+
+    @property
+    def places(self) -> tuple[Tensor, Tensor | None]:
+        """Positions and coordinates, as `PositionEncoding.of_tokens` takes them."""
+        return self.positions, self.coordinates
+
+    def alone(self) -> "EncoderOutput":
+        """The first token without the others."""
+        tokens = {name: value[:, :1] for name, value in self._of_tokens().items()}
+        return replace(self, **tokens, is_read=False, pair_lengths=None)
+
+    def of_samples(self, samples: Int[Tensor, " n"]) -> "EncoderOutput":
+        """The tokens of these samples, one after another."""
+        return replace(self, **{name: value[samples] for name, value in self._of_tokens().items()})
+
+    def _of_tokens(self) -> dict[str, Tensor]:
+        names = ("context", "mask", "positions", "coordinates", "in_grid")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def read_by(self, queries: Packing, memory: Packing) -> Reading:
+        """Which rows of the tokens behind the first one, packed as `memory`, each sequence of the decoder reads."""
+        return Reading.between(queries, memory)
+
+    def first_token_last(self) -> "EncoderOutput":
+        """The same tokens with the first one behind all others."""
+        return replace(self, **{name: value.roll(-1, 1) for name, value in self._of_tokens().items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovingEvidence(EncoderOutput):
+    """Evidence with a latent of its own, which moves on at the start of each of the decoder's H cycles.
+
+    Attributes:
+        packing: that of the latent's rows, and `rotary`, where they stand.
+        beside: given the decoder's packing and places, what makes of its z_H the latent's next rows.
+    """
+
+    packing: Packing
+    rotary: Rotary | None
+    beside: Callable[[Packing, Rotary | None], Callable[[Tensor], Tensor]]
 
 
 def fixed_length_output(

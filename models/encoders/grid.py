@@ -3,11 +3,12 @@
 PAD never takes part: it is not among the packed tokens. Masked pairs give zeros.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from config.arch_schema import EncoderArch
@@ -15,8 +16,9 @@ from dataset.batches import Demonstrations
 from dataset.grids import PAD, SEQ_LEN, VOCAB_SIZE
 from models.encoders.base import forward_dtype, packs_by_view
 from models.layers import CrossAttention, Linear, TokenEmbedding, TransformerBlock, rms_norm, trunc_normal_
-from models.packing import Packing, Segments, ends_of, pack
+from models.packing import Packing, pack
 from models.positions import create_position_encoding
+from models.segments import Segments, ends_of
 
 QUERY_STD = 0.02
 
@@ -143,6 +145,36 @@ class DemoGridEncoder(GridEncoder):
         if self.is_pre_norm:
             x = rms_norm(x)
         return self.projection(self.pooling(x, packing)).unflatten(0, demonstrations.mask.shape)
+
+
+@dataclass(frozen=True)
+class CellEncoding:
+    """A vector for each cell of the demonstrations, sample by sample, and how many of them each sample has."""
+
+    cells: Float[Tensor, "m hidden"]
+    lengths: Int[Tensor, " batch"]
+    longest: int
+
+    def read_by(self, num_queries: int) -> tuple[Float[Tensor, "m hidden"], Segments]:
+        """The cells, and which of them so many queries of each sample attend to."""
+        queries = torch.full_like(self.lengths, num_queries)
+        return self.cells, Segments(ends_of(queries), ends_of(self.lengths), num_queries, self.longest)
+
+
+class CellGridEncoder(GridEncoder):
+    """A vector for each cell of the demonstrations: what the blocks make of it beside its pair's, projected."""
+
+    def __init__(self, config: EncoderArch):
+        super().__init__(config, config.encoder_norm_style, has_cls=False)
+        self.is_pre_norm = config.encoder_norm_style == "pre"
+        self.projection = Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, demonstrations: Demonstrations) -> CellEncoding:
+        x, packing = self.read(demonstrations)
+        if self.is_pre_norm:
+            x = rms_norm(x)
+        cells, lengths = packing.in_order(x), packing.lengths.unflatten(0, demonstrations.mask.shape)
+        return CellEncoding(self.projection(cells), lengths.sum(1), lengths.shape[1] * packing.padded_length)
 
 
 class LpnGridEncoder(GridEncoder):

@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from config.arch_schema import EtrmtrmArch
 from models.act import where_halted
 from models.encoders.base import forward_dtype, recurrent_encoder
+from models.encoders.grid import CellEncoding
 from models.encoders.recurrent_base import BaseRecurrentEncoder, PairEncoding, RecurrentEncoderCarry
 from models.layers import CrossBlock, trunc_normal_
-from models.packing import set_segments
 
 
 @recurrent_encoder("recurrent_standard")
 class RecurrentAggregationEncoder(BaseRecurrentEncoder):
-    """z_e = rms_norm(z_e + CrossAttn(z_e, pairs)); z_e = rms_norm(z_e + MLP(z_e)), from a learned `z_e_init`.
+    """z_e = rms_norm(z_e + CrossAttn(z_e, memory)); z_e = rms_norm(z_e + MLP(z_e)), from a learned `z_e_init`.
 
     `z_e_init` starts at std 1: at the 0.02 of `DemoSetEncoder`'s queries the first norm would leave the tokens alike.
     """
@@ -33,8 +33,7 @@ class RecurrentAggregationEncoder(BaseRecurrentEncoder):
     def reset_carry(self, needs_reset: Bool[Tensor, " batch"], carry: RecurrentEncoderCarry) -> RecurrentEncoderCarry:
         return RecurrentEncoderCarry(where_halted(needs_reset, self.z_e_init.to(self.dtype), carry.z_e))
 
-    def update(self, carry: RecurrentEncoderCarry, encoding: PairEncoding) -> RecurrentEncoderCarry:
+    def update(self, carry: RecurrentEncoderCarry, encoding: PairEncoding | CellEncoding) -> RecurrentEncoderCarry:
         tokens = carry.z_e.shape[1]
-        memory = encoding.pairs[encoding.mask]
-        z_e = self.aggregate(carry.z_e.flatten(0, 1), memory, set_segments(tokens, encoding.mask))
+        z_e = self.aggregate(carry.z_e.flatten(0, 1), *encoding.read_by(tokens))
         return RecurrentEncoderCarry(self.smoothed(carry.z_e, z_e.view_as(carry.z_e)))

@@ -9,7 +9,7 @@ from dataset.batches import Demonstrations
 from models.encoders.base import DemoEncoder, EncoderOutput, encoder, fixed_length_output
 from models.encoders.grid import QUERY_STD, DemoGridEncoder
 from models.layers import CrossBlock, rms_norm
-from models.packing import set_segments
+from models.segments import set_segments
 
 
 class DemoSetEncoder(nn.Module):

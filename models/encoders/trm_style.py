@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from config.arch_schema import EtrmtrmArch
 from models.act import where_halted
 from models.encoders.base import forward_dtype, packs_by_view, recurrent_encoder
+from models.encoders.grid import CellEncoding
 from models.encoders.recurrent_base import BaseRecurrentEncoder, PairEncoding, TRMStyleEncoderCarry
-from models.layers import Rotary, TransformerBlock, trunc_normal_, weights_cast_once
+from models.layers import CrossAttention, Rotary, TransformerBlock, trunc_normal_, weights_cast_once
 from models.packing import Packing, pack_all
 from models.positions import create_position_encoding
 
@@ -16,7 +17,8 @@ from models.positions import create_position_encoding
 @recurrent_encoder("trm_style")
 class TRMStyleEncoder(BaseRecurrentEncoder):
     """`encoder_h_cycles` times: `encoder_l_cycles` times z_e_L = L_enc(z_e_L, z_e_H + demo_input); z_e_H = L_enc(z_e_H,
-    z_e_L). `demo_input` is the mean of the pairs' vectors, the same for every token.
+    z_e_L). `demo_input` is the mean of the pairs' vectors, the same for every token; with `encoder_memory: cells` it is
+    what each token of z_e_H finds among the cells' by attention.
 
     The initial states are fixed buffers as in TRM, but one vector for each token: the input is the same for all tokens,
     so tokens that start alike would stay alike for ever. The context is z_e_H.
@@ -34,6 +36,8 @@ class TRMStyleEncoder(BaseRecurrentEncoder):
             for _ in range(config.encoder_l_layers)
         )
         self.position_encoding = create_position_encoding(config.pos_encodings, hidden, heads, config.puzzle_emb_len)
+        if config.encoder_memory == "cells":
+            self.look_up = CrossAttention(hidden, heads)
         for name in ("H_init", "L_init"):
             self.register_buffer(name, trunc_normal_(torch.empty(config.puzzle_emb_len, hidden), 1.0))
 
@@ -47,18 +51,27 @@ class TRMStyleEncoder(BaseRecurrentEncoder):
             where_halted(needs_reset, self.L_init.to(self.dtype), carry.z_e_L),
         )
 
-    def update(self, carry: TRMStyleEncoderCarry, encoding: PairEncoding) -> TRMStyleEncoderCarry:
+    def update(self, carry: TRMStyleEncoderCarry, encoding: PairEncoding | CellEncoding) -> TRMStyleEncoderCarry:
         batch, tokens, hidden = carry.z_e_H.shape
-        mask = encoding.mask[..., None]
-        mean = torch.where(mask, encoding.pairs, 0).sum(1) / mask.sum(1).clamp(min=1)
-        demo_input = mean.to(self.dtype).repeat_interleave(tokens, dim=0)
-        packing = pack_all(batch, tokens, mask.device, by_view=packs_by_view(mask.device, self.dtype))
+        demo_input = self._demo_input(carry.z_e_H, encoding)
+        packing = pack_all(batch, tokens, demo_input.device, by_view=packs_by_view(demo_input.device, self.dtype))
         rotary = self.position_encoding.rotary(self.position_encoding.of_tokens(packing.positions))
         z_H, z_L = self._reason(carry.z_e_H.flatten(0, 1), carry.z_e_L.flatten(0, 1), demo_input, packing, rotary)
         return TRMStyleEncoderCarry(
             self.smoothed(carry.z_e_H, z_H.view(batch, tokens, hidden)),
             self.smoothed(carry.z_e_L, z_L.view(batch, tokens, hidden)),
         )
+
+    def _demo_input(
+        self, z_e_H: Float[Tensor, "batch tokens hidden"], encoding: PairEncoding | CellEncoding
+    ) -> Float[Tensor, "n hidden"]:
+        """The mean of the pairs' vectors, the same for every token; of cells what each token finds among them."""
+        tokens = z_e_H.shape[1]
+        if isinstance(encoding, CellEncoding):
+            return self.look_up(z_e_H.flatten(0, 1), *encoding.read_by(tokens))
+        mask = encoding.mask[..., None]
+        mean = torch.where(mask, encoding.pairs, 0).sum(1) / mask.sum(1).clamp(min=1)
+        return mean.to(self.dtype).repeat_interleave(tokens, dim=0)
 
     def _reason(
         self, z_H: Tensor, z_L: Tensor, demo_input: Tensor, packing: Packing, rotary: Rotary | None

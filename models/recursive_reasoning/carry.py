@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from models.act import where_halted
 from models.packing import Packing
+from models.ragged import RaggedRows
 
 
 @dataclass(frozen=True)
@@ -36,45 +37,38 @@ class TRMEncoderInnerCarry:
 
 
 @dataclass(frozen=True)
-class RaggedInnerCarry:
+class RaggedInnerCarry(RaggedRows):
     """The latents of each sample's context tokens and active cells, as packed rows.
 
     Attributes:
         z_H, z_L: (n + 1, hidden) the rows of all samples in some order; the last row is the initial latent.
-        starts: the row of each sample's first token, whose others follow.
-        lengths: how many rows a sample has; what it has none for starts from the initial latent, so a sample of length
-            0 starts afresh, with however many tokens.
     """
 
     z_H: Float[Tensor, "rows hidden"] = field(metadata={"ragged": True})
     z_L: Float[Tensor, "rows hidden"] = field(metadata={"ragged": True})
-    starts: Int[Tensor, " batch"]
-    lengths: Int[Tensor, " batch"]
 
     @classmethod
     def initial(cls, batch_size: int, H_init: Tensor, L_init: Tensor) -> Self:
         """Every sample at its start."""
-        none = torch.zeros(batch_size, dtype=torch.int64, device=H_init.device)
-        return cls(H_init[None], L_init[None], none, none)
+        none = cls.none(batch_size, H_init.device)
+        return cls(none, none, H_init[None], L_init[None])
 
     def reset(self, flag: Bool[Tensor, " batch"], H_init: Tensor, L_init: Tensor) -> Self:
         """The initial latents where `flag`."""
-        return replace(self, lengths=torch.where(flag, 0, self.lengths))
+        return self.restarted(flag)
 
     def rows(self, packing: Packing) -> tuple[Float[Tensor, "n hidden"], Float[Tensor, "n hidden"]]:
         """The latents of packed rows: those of the sample's row of the same place, where it has one."""
-        place, sample = packing.place, packing.sequence
-        kept = place < self.lengths[sample]
-        index = torch.where(kept, self.starts[sample] + place, len(self.z_H) - 1)
+        index = self.row_index(packing, len(self.z_H))
         return self.z_H[index], self.z_L[index]
 
     def updated(self, z_H: Float[Tensor, "n hidden"], z_L: Float[Tensor, "n hidden"], packing: Packing) -> Self:
         """The detached carry of the packed rows."""
         return type(self)(
-            torch.cat([z_H.detach(), self.z_H[-1:]]),
-            torch.cat([z_L.detach(), self.z_L[-1:]]),
             packing.first_row,
             packing.lengths,
+            torch.cat([z_H.detach(), self.z_H[-1:]]),
+            torch.cat([z_L.detach(), self.z_L[-1:]]),
         )
 
 

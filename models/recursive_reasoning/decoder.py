@@ -5,7 +5,7 @@ Two latents, z_H (the answer) and z_L (the reasoning), are refined by one small 
 have any length, which may differ from sample to sample (`models/recursive_reasoning/carry.py`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -13,20 +13,25 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from config.arch_schema import ArchConfig
 from dataset.batches import Batch
 from dataset.grids import PAD, SEQ_LEN, VOCAB_SIZE
-from models.encoders.base import EncoderOutput, fixed_length_output, forward_dtype, packs_by_view
+from models.canvas import extents_of
+from models.encoders.base import EncoderOutput, MovingEvidence, fixed_length_output, forward_dtype, packs_by_view
+from models.grid_coordinates import ABSENT, create_grid_coordinates, grid_coordinates
 from models.layers import (
     Linear,
     MixerBlock,
+    ReadingBlock,
     Rotary,
     TokenEmbedding,
     TransformerBlock,
     trunc_normal_,
     weights_cast_once,
 )
+from models.memory import Memory, Reading
 from models.packing import Packing, pack
-from models.positions import create_position_encoding
+from models.positions import create_position_encoding, placed
 from models.recursive_reasoning.carry import InnerCarry, RaggedInnerCarry, TRMEncoderInnerCarry
 
 # Logit of PAD at cells that are not computed, where all other logits are 0: their prediction is PAD.
@@ -57,10 +62,16 @@ class DecoderConfig(Protocol):
     def forward_dtype(self) -> str: ...
     @property
     def pos_encodings(self) -> str: ...
+    @property
+    def reads_memory(self) -> bool: ...
+    @property
+    def grad_cycles(self) -> int: ...
+    @property
+    def qk_norm_gain(self) -> bool: ...
 
 
 class ReasoningLevel(nn.Module):
-    """`L_level`: add the injection, then run the blocks."""
+    """`L_level`: add the injection, then run the blocks; with `reads_memory` each of them reads a memory too."""
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -68,9 +79,9 @@ class ReasoningLevel(nn.Module):
             length = config.puzzle_emb_len + SEQ_LEN
             blocks = [MixerBlock(config.hidden_size, length, config.expansion) for _ in range(config.L_layers)]
         else:
-            blocks = [
-                TransformerBlock(config.hidden_size, config.num_heads, config.expansion) for _ in range(config.L_layers)
-            ]
+            kind = ReadingBlock if config.reads_memory else TransformerBlock
+            sizes = (config.hidden_size, config.num_heads, config.expansion)
+            blocks = [kind(*sizes, qk_gain=config.qk_norm_gain) for _ in range(config.L_layers)]
         self.layers = nn.ModuleList(blocks)
 
     def forward(
@@ -79,11 +90,21 @@ class ReasoningLevel(nn.Module):
         injection: Float[Tensor, "n hidden"],
         packing: Packing,
         rotary: Rotary | None,
+        memories: Sequence[Memory] | None = None,
     ) -> Float[Tensor, "n hidden"]:
+        """
+        Args:
+            memories: for each block what it reads, from `memories`.
+        """
         h = h + injection
-        for layer in self.layers:
-            h = layer(h, packing, rotary)
+        for number, layer in enumerate(self.layers):
+            read = () if memories is None else (memories[number],)
+            h = layer(h, packing.of_layer(number), rotary, *read)
         return h
+
+    def memories(self, tokens: Float[Tensor, "m hidden"], rotary: Rotary | None, reading: Reading) -> list[Memory]:
+        """What the blocks read of a memory's tokens."""
+        return [layer.cross_attn.memory(tokens, rotary, reading) for layer in self.layers]
 
 
 class QHead(nn.Linear):
@@ -144,18 +165,25 @@ class RecursiveDecoder(nn.Module):
         packing: Packing,
         rotary: Rotary | None,
         read_memory: Callable[[Tensor], Tensor] | None = None,
+        memories_at: Callable[[Tensor], Sequence[Memory]] | None = None,
     ) -> tuple[Float[Tensor, "n hidden"], Float[Tensor, "n hidden"]]:
         """`H_cycles` times: `L_cycles` times z_L = L_level(z_L, z_H + x), then z_H = L_level(z_H, z_L).
 
-        Only the last cycle has a gradient. z_H takes z_L through `read_memory`, where there is one.
+        Only the last `grad_cycles` have a gradient. z_H takes z_L through `read_memory`, where there is one.
+
+        Args:
+            memories_at: what the level reads in a cycle, given the z_H at its start.
         """
         with weights_cast_once(self.L_level, self.dtype):
             for cycle in range(self.config.H_cycles):
-                with torch.set_grad_enabled(torch.is_grad_enabled() and cycle == self.config.H_cycles - 1):
+                has_gradient = cycle >= self.config.H_cycles - self.config.grad_cycles
+                with torch.set_grad_enabled(torch.is_grad_enabled() and has_gradient):
+                    memories = None if memories_at is None else memories_at(z_H)
                     injection = z_H + x
                     for _ in range(self.config.L_cycles):
-                        z_L = self.L_level(z_L, injection, packing, rotary)
-                    z_H = self.L_level(z_H, z_L if read_memory is None else read_memory(z_L), packing, rotary)
+                        z_L = self.L_level(z_L, injection, packing, rotary, memories)
+                    taken = z_L if read_memory is None else read_memory(z_L)
+                    z_H = self.L_level(z_H, taken, packing, rotary, memories)
         return z_H, z_L
 
     def _logits(self, z_H: Tensor, packing: Packing) -> Float[Tensor, "batch slots vocab"]:
@@ -170,16 +198,13 @@ class RecursiveDecoder(nn.Module):
         q_halt, q_continue = self.q_head(features.to(self.q_head.weight.dtype)).unbind(-1)
         return q_halt, q_continue
 
-    def _placed(self, x: Float[Tensor, "n hidden"], places: Tensor) -> tuple[Tensor, Rotary | None]:
-        """The rows with what tells where they stand, and what turns queries and keys."""
-        embedding = self.position_encoding.embedding(places, self.dtype)
-        if embedding is not None:
-            x = x + self.config.hidden_size**0.5 * embedding
-        return x, self.position_encoding.rotary(places)
-
 
 class TRMEncoderInner(RecursiveDecoder):
     """The decoder behind context tokens: one ACT step of H and L cycles, of which the last H cycle has a gradient."""
+
+    def __init__(self, config: ArchConfig):
+        super().__init__(config)
+        self.coordinates = create_grid_coordinates(config.grid_coordinates, config.hidden_size)
 
     def forward(
         self,
@@ -207,16 +232,42 @@ class TRMEncoderInner(RecursiveDecoder):
         """
         if isinstance(context, Tensor):
             context = fixed_length_output(context)
-        num_context = context.context.shape[1]
         tokens = batch["inputs"].int()
         if active is None:
             active = torch.ones_like(tokens, dtype=torch.bool)
-        carry = self._fitting(carry, num_context)
-        packing = pack(torch.cat([context.mask, active], dim=1), by_view=packs_by_view(tokens.device, self.dtype))
+        evidence, context = context, context.alone() if context.is_read else context
+        carry = self._fitting(carry, context.context.shape[1])
+        if context.pair_lengths is not None:
+            context = context.first_token_last()  # beside the answer's cells, with which it is one part
+        packing, first_token = self._packed(context, active)
         x, rotary = self._inputs(tokens, context, packing)
-        z_H, z_L = self._reason(*carry.rows(packing), x, packing, rotary)
-        logits = self._logits(z_H, packing)[:, num_context:]
-        return carry.updated(z_H, z_L, packing), logits, self._halting(z_H[packing.first_row])
+        memories_at = self._reader(evidence, packing, rotary) if evidence.is_read else None
+        z_H, z_L = self._reason(*carry.rows(packing), x, packing, rotary, memories_at=memories_at)
+        logits = self._logits(z_H, packing)[:, context.context.shape[1] :]
+        return carry.updated(z_H, z_L, packing), logits, self._halting(z_H[first_token])
+
+    def _packed(self, context: EncoderOutput, active: Bool[Tensor, "batch 900"]) -> tuple[Packing, Tensor]:
+        """The packing of context and active cells, and the row of each sample's first token."""
+        packing = pack(torch.cat([context.mask, active], dim=1), by_view=packs_by_view(active.device, self.dtype))
+        if context.pair_lengths is None:
+            return packing, packing.first_row
+        parts = torch.cat([context.pair_lengths, 1 + active.sum(1, keepdim=True)], dim=1)
+        packing = packing.scoped("alternate", parts, max(context.mask.shape[1], 1 + SEQ_LEN))
+        return packing, packing.first_row + context.pair_lengths.sum(1)
+
+    def _reader(
+        self, evidence: EncoderOutput, packing: Packing, rotary: Rotary | None
+    ) -> Callable[[Tensor], Sequence[Memory]]:
+        """What the level reads in a cycle, given the z_H at its start: evidence that stays as it is, or moves on."""
+        if isinstance(evidence, MovingEvidence):
+            reading = Reading.between(packing, evidence.packing)
+            advance = evidence.beside(packing, rotary)
+            return lambda z_H: self.L_level.memories(advance(z_H), evidence.rotary, reading)
+        still = pack(evidence.mask[:, 1:], by_view=packs_by_view(evidence.mask.device, self.dtype))
+        places = still.gather(self.position_encoding.of_tokens(*evidence.places)[:, 1:])
+        tokens, reading = still.gather(evidence.context[:, 1:]), evidence.read_by(packing, still)
+        memories = self.L_level.memories(tokens, self.position_encoding.rotary(places), reading)
+        return lambda z_H: memories
 
     def _fitting(self, carry: InnerCarry, num_context: int) -> InnerCarry:
         """The carry; a padded one whose slots are not this context's starts afresh as a ragged one."""
@@ -237,6 +288,8 @@ class TRMEncoderInner(RecursiveDecoder):
         slots = torch.arange(batch * num_context, device=tokens.device, dtype=torch.int32).view(batch, num_context)
         index = packing.gather(torch.cat([slots + VOCAB_SIZE, tokens], dim=1))
         weight = self.embed_tokens.embedding_weight.to(self.dtype)
+        if context.query_tokens is not None:
+            weight = weight + context.query_tokens
         table = torch.cat([weight, context.context.to(self.dtype).reshape(-1, hidden)])
         x = hidden**0.5 * F.embedding(index, table)
         self.position_encoding.cover(num_context)
@@ -248,4 +301,17 @@ class TRMEncoderInner(RecursiveDecoder):
             ],
             dim=1,
         )
-        return self._placed(x, packing.gather(places))
+        if self.coordinates is not None:
+            x = x + self.coordinates(packing.gather(self._in_grids(tokens, cells, context)), self.dtype)
+        return placed(self.position_encoding, x, packing.gather(places))
+
+    @staticmethod
+    def _in_grids(
+        tokens: Int[Tensor, "batch 900"], cells: Int[Tensor, "batch 900"], context: EncoderOutput
+    ) -> Int[Tensor, "batch slots 4"]:
+        """Where context tokens stand in their grids, and the canvas's cells in that of the query's input."""
+        first, end = (bound[:, None].expand(-1, SEQ_LEN, -1) for bound in extents_of(tokens))
+        of_context = context.in_grid
+        if of_context is None:
+            of_context = cells.new_full((*context.positions.shape, 4), ABSENT)
+        return torch.cat([of_context, grid_coordinates(cells, first, end)], dim=1)

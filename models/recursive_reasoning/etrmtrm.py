@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from config.arch_schema import EtrmtrmArch
@@ -11,10 +11,11 @@ from dataset.batches import Batch, Demonstrations
 from models.act import RecursiveReasoner
 from models.encoders.base import EncoderOutput, create_recurrent_encoder, fixed_length_output
 from models.encoders.recurrent_base import PairEncoding, RecurrentEncoderCarry, TRMStyleEncoderCarry
+from models.encoders.recurrent_in_context import InContextEncoderCarry
 from models.recursive_reasoning.carry import InnerCarry
 from models.recursive_reasoning.decoder import TRMEncoderInner
 
-EncoderCarry = RecurrentEncoderCarry | TRMStyleEncoderCarry
+EncoderCarry = RecurrentEncoderCarry | TRMStyleEncoderCarry | InContextEncoderCarry
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,17 @@ class ETRMTRMCarry:
 def carry_change(before: Tensor, after: Tensor) -> dict[str, Tensor]:
     """How far a latent (B, T, hidden) has moved in a step: norms over a sample's whole latent, (B) each."""
     before, after = before.detach().float().flatten(1), after.detach().float().flatten(1)
-    change = (after - before).norm(dim=1)
+    return change_measures(*(x.norm(dim=1) for x in (before, after, after - before)))
+
+
+def change_measures(
+    before: Float[Tensor, " batch"], after: Float[Tensor, " batch"], change: Float[Tensor, " batch"]
+) -> dict[str, Tensor]:
+    """From the norms of a latent before and after a step, and of their difference."""
     return {
-        "encoder_carry_norm": after.norm(dim=1),
+        "encoder_carry_norm": after,
         "encoder_carry_change": change,
-        "encoder_carry_change_rel": change / before.norm(dim=1).clamp(min=1e-6),
+        "encoder_carry_change_rel": change / before.clamp(min=1e-6),
     }
 
 
@@ -62,7 +69,7 @@ class TRMWithRecurrentEncoder(RecursiveReasoner):
     def context_tokens(self) -> int | None:
         return self.encoder.num_tokens
 
-    def encode(self, data: Batch) -> PairEncoding:
+    def encode(self, data: Batch) -> Any:
         return self.encoder.encode_pairs(Demonstrations.of(data))
 
     def advance_context(

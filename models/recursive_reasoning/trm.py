@@ -11,6 +11,8 @@ from models.act import StaticContextReasoner
 from models.encoders.base import EncoderOutput, fixed_length_output
 from models.recursive_reasoning.decoder import TRMEncoderInner
 
+EMBEDDINGS = "inner.puzzle_emb.weights"  # in a TRM's state
+
 
 class PuzzleEmbedding(nn.Module):
     """A row of `puzzle_emb_ndim` numbers for each puzzle identifier, from zero.

@@ -7,7 +7,7 @@ training batches bring the latents along (`inference/latent_cache.py`), and no l
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,9 +18,11 @@ from dataset.batches import Batch
 from models.act import StaticContextReasoner
 from models.encoders.base import EncoderOutput, packs_by_view
 from models.layers import CrossBlock, Linear, rms_norm
-from models.packing import Packing, Segments, ends_of, pack
+from models.packing import Packing, pack
+from models.positions import placed
 from models.recursive_reasoning.carry import TRMEncoderInnerCarry
 from models.recursive_reasoning.decoder import RecursiveDecoder
+from models.segments import Segments, ends_of
 from models.text_reasoning import TextReasoningModule
 
 
@@ -52,7 +54,10 @@ class HybridTRMConfig:
     halt_max_steps: int = 1
     halt_exploration_prob: float = 0.5
     num_act_steps: int = 4
+    grad_cycles: int = 1
+    qk_norm_gain: bool = False
     conditioning: Literal["z_init", "cross_attention"] = "z_init"
+    reads_memory: ClassVar[bool] = False
 
     @classmethod
     def from_arch(cls, arch: HybridArch) -> "HybridTRMConfig":
@@ -120,7 +125,7 @@ class HybridTRM_Inner(RecursiveDecoder):
             active = torch.ones_like(tokens, dtype=torch.bool)
         packing = pack(active, by_view=packs_by_view(tokens.device, self.dtype))
         places = self.position_encoding.of_cells(packing.positions, 0)
-        x, rotary = self._placed(self._input_embeddings(z_init, tokens, packing), places)
+        x, rotary = placed(self.position_encoding, self._input_embeddings(z_init, tokens, packing), places)
         read_memory = self._memory_reader(memory, memory_mask, packing)
         z_H, z_L = self._reason(*carry.rows(packing), x, packing, rotary, read_memory)
         return carry.updated(z_H, z_L, packing), self._logits(z_H, packing), self._halting(packing.mean(z_H))

@@ -16,7 +16,7 @@ from benchmarks.pages import write_between
 from benchmarks.systems import CPU, SYSTEMS
 from dataset.store import PuzzleStore
 from models.attention import attend
-from models.packing import Segments, ends_of
+from models.segments import Segments, ends_of
 
 TINY = ("arch.hidden_size=32", "arch.num_heads=1", "arch.H_cycles=1", "arch.L_cycles=1", "arch.L_layers=1")
 TINY += ("arch.halt_max_steps=1",)

@@ -164,19 +164,38 @@ def test_a_deleted_key_is_missing() -> None:
         (["muon_lr=1e-3"], "muon_lr"),
         (["arch.halt_max_steps=1", "arch.halt_exploration_prob=0.3"], "arch.halt_exploration_prob"),
         (["arch.context_tokens=two"], "arch.context_tokens"),
-        (["arch.context_coordinates=true"], "arch.context_coordinates"),
         (["arch.encoder_type=in_context", "arch.encoder_num_layers=1"], "arch.encoder_num_layers"),
         (["arch.encoder_type=in_context", "arch.encoder_set_layers=2"], "arch.encoder_set_layers"),
         (
             ["arch.encoder_type=in_context", "arch.pos_encodings=rope2d", "arch.puzzle_emb_len=8"],
             "arch.puzzle_emb_len",
         ),
+        (["arch.query_as_context=true"], "arch.query_as_context"),
+        (["arch.mlp_t=true", "arch.canvas=full", "arch.qk_norm_gain=true"], "arch.qk_norm_gain"),
         (["hydra.run.dir=elsewhere"], "hydra.run.dir"),
     ],
 )
 def test_overriding_an_option_that_changes_nothing_is_refused(overrides: list[str], unused: str) -> None:
     message = refusal(*overrides)
     assert unused in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "unused"),
+    [
+        (["arch.recurrent_encoder_type=in_context", "arch.encoder_num_layers=1"], "arch.encoder_num_layers"),
+        (["arch.recurrent_encoder_type=in_context", "arch.encoder_memory=cells"], "arch.encoder_memory"),
+        (["arch.recurrent_encoder_type=in_context", "arch.encoder_h_cycles=2"], "arch.encoder_h_cycles"),
+        (["arch.encoder_memory=cells", "arch.encoder_pooling_method=attention"], "arch.encoder_pooling_method"),
+        (["arch.context_tokens=two"], "arch.context_tokens"),
+    ],
+)
+def test_a_recurrent_encoder_refuses_what_it_does_not_read(overrides: list[str], unused: str) -> None:
+    assert unused in refusal(*overrides, name="cfg_pretrain_etrmtrm_arc_agi_1")
+
+
+def test_no_more_cycles_have_a_gradient_than_there_are() -> None:
+    assert "arch.grad_cycles=4 is more than the arch.H_cycles=3" in refusal("arch.grad_cycles=4")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +236,7 @@ def composed(name: str) -> dict[str, Any]:
     return dump_config(load_config(name))
 
 
-NAMES_ITS_SOURCE = ["cfg_known_rules"]
+NAMES_ITS_SOURCE = ["cfg_known_rules", "cfg_mixture", "cfg_arc_base"]
 HYBRIDS = [name for name in config_names() if "trm_hybrid" in name]
 
 
@@ -332,7 +351,7 @@ def test_a_shorthand_of_another_system_is_an_unknown_key(override: str) -> None:
 
 
 def test_a_config_may_name_its_source() -> None:
-    assert [load_config(name).data.name for name in NAMES_ITS_SOURCE] == ["known_rules"]
+    assert [load_config(name).data.name for name in NAMES_ITS_SOURCE] == ["known_rules", "mixture", "mixture"]
 
 
 @pytest.mark.parametrize("name", [name for name in config_names() if name not in NAMES_ITS_SOURCE])

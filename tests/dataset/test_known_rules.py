@@ -1,7 +1,8 @@
 """Tasks of known rules: each is well posed and obeys its rule, its key makes it again, what is held out stays so."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from dataset.batches import Batch
 from dataset.grids import COLOR_OFFSET, Grid
 from dataset.known_rules.color_families import cycle_lengths, moved_colors
 from dataset.known_rules.curriculum import Curriculum
-from dataset.known_rules.family import RuleError, RuleSplit, Stage, TaskSettings, is_held_out_grid, same
+from dataset.known_rules.family import Lesson, RuleError, RuleSplit, TaskSettings, is_held_out_grid, same
 from dataset.known_rules.generator import (
     FAMILIES,
     KnownTask,
@@ -24,6 +25,7 @@ from dataset.known_rules.generator import (
     visible_rule,
 )
 from dataset.known_rules.source import KnownRulesSource, draw_batch
+from dataset.sources import SampleResults
 from tests.dataset.rule_oracles import ORACLES, turn
 from utils.distributed import Ranks
 
@@ -39,12 +41,31 @@ def tasks(options: TaskSettings, split: RuleSplit, count: int, seed: int = 0) ->
     return (draw_task(generator_of(seed, number, 0, split), options, split) for number in range(count))
 
 
+def lesson(family: str, options: TaskSettings = ALL, threshold: float = 0.75) -> Lesson:
+    return Lesson(replace(options, families=(family,)), threshold)
+
+
 def source(
-    *stages: Stage, rank: int = 0, world_size: int = 1, batch: int = 8, translate: bool = False, measure_steps: int = 2
+    *ladders: Sequence[Lesson],
+    rank: int = 0,
+    world_size: int = 1,
+    batch: int = 8,
+    translate: bool = False,
+    **options: Any,
 ) -> KnownRulesSource:
-    curriculum = Curriculum(stages or (Stage(ALL),), 0.5, measure_steps, Ranks(rank, world_size, torch.device("cpu")))
-    options = {"num_batches": 100, "epoch_batches": 10, "global_batch_size": batch, "seed": 3}
-    return KnownRulesSource(curriculum, translate=translate, **options)
+    """Of one ladder for each family or, without any, of all families at once."""
+    options = {"at_once": 1, "earlier_share": 0.5, "measure_steps": 2, "patience": 100} | options
+    if not ladders:
+        options["at_once"] = len(NAMES)
+    ranks = Ranks(rank, world_size, torch.device("cpu"))
+    curriculum = Curriculum(ladders or [[lesson(name)] for name in NAMES], ranks, **options)
+    sizes = {"num_batches": 100, "epoch_batches": 10, "global_batch_size": batch, "seed": 3}
+    return KnownRulesSource(curriculum, translate=translate, has_curriculum=bool(ladders), **sizes)
+
+
+def families_of(data: KnownRulesSource, batch: Batch) -> list[str]:
+    """The families of its samples, by the number of their lesson."""
+    return [data.curriculum.lessons[number].family for number in batch["puzzle_groups"].tolist()]
 
 
 def read_grid(tokens: torch.Tensor) -> Grid:
@@ -54,13 +75,14 @@ def read_grid(tokens: torch.Tensor) -> Grid:
     return canvas[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] - COLOR_OFFSET
 
 
-def tasks_of(batch: Batch) -> Iterator[KnownTask]:
+def tasks_of(data: KnownRulesSource, number: int) -> Iterator[KnownTask]:
     """The tasks of a batch, read from its tokens."""
-    for i, family in enumerate(batch["puzzle_groups"].tolist()):
+    batch = data[number]
+    for i, family in enumerate(families_of(data, batch)):
         shown = batch["demo_mask"][i].nonzero()[:, 0].tolist()
         tokens = [(batch["demo_inputs"][i, k], batch["demo_labels"][i, k]) for k in shown]
         tokens.append((batch["inputs"][i], batch["labels"][i]))
-        yield KnownTask(NAMES[family], (), tuple((read_grid(one), read_grid(other)) for one, other in tokens))
+        yield KnownTask(family, (), tuple((read_grid(one), read_grid(other)) for one, other in tokens))
 
 
 def versions(grids: Iterable[Grid]) -> set[tuple[tuple[int, ...], bytes]]:
@@ -212,8 +234,9 @@ def test_the_ranks_parts_joined_are_the_batch_of_one(translate: bool) -> None:
 def test_a_batch_holds_the_tasks_of_its_keys(translate: bool) -> None:
     data = source(translate=translate)
     corners = data[7]["inputs"][:, 0]
-    for slot, read in enumerate(tasks_of(data[7])):
-        task = draw_task(generator_of(3, 7, slot), ALL)
+    for slot, read in enumerate(tasks_of(data, 7)):
+        rng = generator_of(3, 7, slot)
+        task = draw_task(rng, data.curriculum.lessons[data.curriculum.lesson_of(7, rng)].settings)
         assert read.family == task.family
         for read_pair, pair in zip(read.pairs, task.pairs, strict=True):
             assert all(same(one, other) for one, other in zip(read_pair, pair, strict=True))
@@ -222,22 +245,24 @@ def test_a_batch_holds_the_tasks_of_its_keys(translate: bool) -> None:
 
 def test_empty_slots_are_padding() -> None:
     few, many = (next(tasks(replace(ALL, families=("swap",), demos=(n, n)), "train", 1)) for n in (2, 4))
-    batch = draw_batch([few, many], 5)
+    batch = draw_batch([few, many], [6, 7], 5)
     assert batch["demo_mask"].tolist() == [[True] * 2 + [False] * 3, [True] * 4 + [False]]
     assert not batch["demo_inputs"][~batch["demo_mask"]].any()
     assert not batch["demo_labels"][~batch["demo_mask"]].any()
-    assert batch["puzzle_identifiers"].tolist() == [0, 0]
+    assert (batch["puzzle_identifiers"].tolist(), batch["puzzle_groups"].tolist()) == ([0, 0], [6, 7])
 
 
 @pytest.fixture(scope="module")
 def trained() -> list[KnownTask]:
-    """What the training loader yields in three stages."""
-    stages = [Stage(replace(ALL, colors=5), max_batches=20), Stage(replace(SMALL), max_batches=20), Stage(ALL)]
-    data = source(*stages, batch=48)
-    for number in range(40):
-        data.observe(number + 1, {"exact_accuracy": torch.tensor(0.0), "count": torch.tensor(1.0)})
-    assert data.curriculum.began == [0, 20, 40]
-    return [task for number in range(80) for task in tasks_of(data[number])]
+    """What the training loader yields while all families climb three levels."""
+    levels = (replace(ALL, colors=5), SMALL, ALL)
+    data = source(*([lesson(name, level) for level in levels] for name in NAMES), at_once=len(NAMES), batch=48)
+    found = []
+    for number in range(80):
+        found += tasks_of(data, number)
+        observed(data, [number + 1], exact=float(number in (18, 19, 38, 39)), lessons=range(3 * len(NAMES)))
+    assert [place.batch for place in data.curriculum.places] == [0, 20, 40]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -282,68 +307,108 @@ def test_families_of_few_rules_hold_out_the_grids_that_are_asked_for(
     assert {task.rule for task in held_out if task.family == name} <= set(FAMILIES[name].rules(ALL))
 
 
-def observed(data: KnownRulesSource, steps: Iterable[int], exact: float) -> None:
+def observed(data: KnownRulesSource, steps: Iterable[int], exact: float, lessons: Iterable[int]) -> None:
+    """Steps in which 128 samples of each of these lessons end, this share of them right."""
+    groups = torch.tensor(list(lessons)).repeat_interleave(128)
+    right = (torch.arange(len(groups)) % 128 < 128 * exact).float()
     for step in steps:
-        data.observe(step, {"exact_accuracy": torch.tensor(exact), "count": torch.tensor(4.0)})
+        data.observe(step, {}, SampleResults({"puzzle_groups": groups}, torch.ones(len(groups)), right))
 
 
-STAGES = (
-    Stage(replace(ALL, families=("swap",)), threshold=0.75),
-    Stage(replace(ALL, families=("tile",)), 0.75, 5),
-    Stage(ALL),
-)
+SWAP = (lesson("swap", replace(ALL, colors=4)), lesson("swap"))
+LADDERS = (SWAP, (lesson("tile"),), (lesson("scale"),))
 
 
 def families_in(data: KnownRulesSource, numbers: Iterable[int]) -> set[str]:
-    return {NAMES[group] for number in numbers for group in data[number]["puzzle_groups"].tolist()}
+    return {name for number in numbers for name in families_of(data, data[number])}
 
 
-def test_a_stage_is_left_when_it_is_read() -> None:
-    data = source(*STAGES)
-    observed(data, range(1, 5), exact=2.0)
-    assert data.metrics() == {"train/stage": 0, "train/stage_exact_accuracy": 0.5}
-    observed(data, range(5, 7), exact=3.0)
-    assert data.metrics() == {"train/stage": 1, "train/stage_exact_accuracy": 0.75}
-    assert data.curriculum.began == [0, 6]
-    assert families_in(data, range(6)) == {"swap"}  # batches of the past are made again as they were
-    assert families_in(data, range(6, 30)) == {"swap", "tile"}
+def lessons_in(data: KnownRulesSource, numbers: Iterable[int]) -> set[int]:
+    return {lesson for number in numbers for lesson in data[number]["puzzle_groups"].tolist()}
 
 
-def test_a_stage_is_left_after_its_longest_time() -> None:
-    data = source(*STAGES)
-    observed(data, range(1, 3), exact=4.0)
-    observed(data, range(3, 8), exact=0.0)
-    assert data.curriculum.began == [0, 2, 7]
-    observed(data, range(8, 40), exact=4.0)
-    assert data.curriculum.began == [0, 2, 7]  # the last stage stays
+def test_a_lesson_that_is_read_makes_way_for_the_next_and_stays_in_the_mix() -> None:
+    data = source(*LADDERS)
+    observed(data, range(1, 5), exact=0.5, lessons=[0])
+    assert data.metrics()["train/lesson_exact_accuracy/swap"] == 0.5
+    assert lessons_in(data, range(20)) == {0}
+    observed(data, range(5, 7), exact=0.75, lessons=[0])
+    assert data.metrics()["train/lessons_read/swap"] == 1
+    assert lessons_in(data, range(6)) == {0}  # batches of the past are made again as they were
+    assert lessons_in(data, range(6, 30)) == {0, 1}
+    observed(data, range(7, 9), exact=1.0, lessons=[0, 1])
+    assert lessons_in(data, range(8, 40)) == {1, 2}
+    observed(data, range(9, 13), exact=1.0, lessons=[2, 3])
+    assert {name: read for name, read in data.metrics().items() if "lessons_read" in name} == {
+        "train/lessons_read/swap": 2,
+        "train/lessons_read/tile": 1,
+        "train/lessons_read/scale": 1,
+    }
+    assert lessons_in(data, range(12, 60)) == {1, 2, 3}
 
 
-def test_samples_of_the_batch_in_which_a_stage_ended_do_not_count_for_the_next() -> None:
-    data = source(*STAGES, measure_steps=1)
-    data.steps_per_batch = 4
-    observed(data, range(1, 5), exact=4.0)
-    assert data.curriculum.began == [0, 1]
+def test_a_lesson_is_judged_by_its_own_samples_and_by_enough_of_them() -> None:
+    data = source(*LADDERS)
+    observed(data, range(1, 9), exact=1.0, lessons=[1, 2])
+    few = SampleResults({"puzzle_groups": torch.zeros(20)}, torch.ones(20), torch.ones(20))
+    for step in (9, 10):
+        data.observe(step, {}, few)
+    assert data.metrics()["train/lessons_read/swap"] == 0
+    for step in (11, 12):  # with these there are 80
+        data.observe(step, {}, few)
+    assert data.metrics()["train/lessons_read/swap"] == 1
+
+
+def test_samples_that_go_on_are_not_counted() -> None:
+    data = source(*LADDERS)
+    groups, halted = torch.zeros(200), (torch.arange(200) < 100).float()
+    for step in (1, 2):
+        data.observe(step, {}, SampleResults({"puzzle_groups": groups}, halted, 1 - halted))
+    assert data.metrics()["train/lesson_exact_accuracy/swap"] == 0.0
+
+
+def test_after_its_patience_a_family_goes_on_and_the_next_begins_beside_it() -> None:
+    data = source(*LADDERS, patience=10)
+    observed(data, range(1, 11), exact=0.0, lessons=[0])
+    assert families_in(data, range(10)) == {"swap"}
+    assert families_in(data, range(10, 40)) == {"swap", "tile"}
+    observed(data, range(11, 21), exact=0.0, lessons=[0, 2])
+    assert families_in(data, range(20, 60)) == {"swap", "tile", "scale"}
+
+
+def test_several_families_are_learned_at_once() -> None:
+    data = source(*LADDERS, at_once=2)
+    assert families_in(data, range(20)) == {"swap", "tile"}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_lessons_that_are_read_have_their_share(share: float) -> None:
+    data = source(*LADDERS, earlier_share=share, batch=100)
+    observed(data, range(1, 3), exact=1.0, lessons=[0])
+    drawn = [number == 0 for batch in range(2, 22) for number in data[batch]["puzzle_groups"].tolist()]
+    assert abs(sum(drawn) / len(drawn) - share) < 0.04
 
 
 def test_the_curriculum_goes_on_with_its_state() -> None:
-    straight, first, second = source(*STAGES), source(*STAGES), source(*STAGES)
-    observed(straight, range(1, 10), exact=3.0)
-    observed(first, range(1, 6), exact=3.0)
+    straight, first, second = source(*LADDERS), source(*LADDERS), source(*LADDERS)
+    observed(straight, range(1, 10), exact=0.8, lessons=[0, 1])
+    observed(first, range(1, 6), exact=0.8, lessons=[0, 1])
     second.load_state_dict(first.state_dict())
-    observed(second, range(6, 10), exact=3.0)
-    assert second.state_dict().keys() == straight.state_dict().keys()
-    assert second.curriculum.began == straight.curriculum.began
-    assert torch.equal(second.curriculum.totals, straight.curriculum.totals)
+    observed(second, range(6, 10), exact=0.8, lessons=[0, 1])
+    ours, theirs = second.state_dict(), straight.state_dict()
+    assert torch.equal(ours.pop("totals"), theirs.pop("totals"))
+    assert ours == theirs
+    assert len(ours["places"]) == 3
 
 
-def test_one_stage_has_no_state_so_that_workers_may_read_it() -> None:
+def test_without_a_curriculum_there_is_no_state_so_that_workers_may_read_it() -> None:
     data = source()
-    observed(data, range(1, 10), exact=4.0)
+    observed(data, range(1, 10), exact=1.0, lessons=[0])
     assert (data.state_dict(), data.metrics()) == ({}, {})
 
 
 def test_the_record_names_the_settings() -> None:
-    first, second = source(Stage(SMALL), Stage(ALL)).trained_on().generators
+    first, second = source([lesson("swap", SMALL), lesson("swap")]).trained_on().generators
     assert "seed=3" in first
     assert "sides=(2, 3)" in first
     assert "sides=(3, 6)" in second

@@ -14,7 +14,7 @@ from models import create_model
 from models.attention import attend
 from models.losses import create_loss_head
 from models.machine import compile_blocks
-from models.packing import Segments, ends_of
+from models.segments import Segments, ends_of
 from tests.reference import softmax_attention
 
 Load = Callable[..., TrainConfig]

@@ -179,7 +179,7 @@ def test_puzzles_seen_in_training_are_contaminated(solver: Solver) -> None:
 def test_a_trm_says_why_it_cannot(untrained: Untrained) -> None:
     run = untrained(config_name="cfg_pretrain_trm_arc_agi_1")
     with pytest.raises(CheckpointError, match=r"never read a demonstration.*pretrain_etrm\.py"):
-        Solver.load(run, device="cpu")
+        Solver.load(run, device="cpu").predict(load_puzzle("evaluation/00576224"))
 
 
 def test_raw_and_averaged_weights_differ(solver: Solver, checkpoint: Path) -> None:

@@ -116,6 +116,7 @@ def test_a_zero_gradient_moves_no_matrix() -> None:
         ),
         (ETRMTRM, (), {"encoder.z_e_init"}),
         (ETRMTRM, ("arch.recurrent_encoder_type=trm_style",), set()),
+        (ETRMTRM, ("arch.recurrent_encoder_type=in_context",), {"encoder.first"}),
         (TRM, ("max_eval_groups=2",), set()),
     ],
 )

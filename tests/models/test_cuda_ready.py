@@ -27,8 +27,12 @@ from tests.conftest import small_batch
 Load = Callable[..., TrainConfig]
 ETRM, ETRMTRM, TRM = (f"cfg_pretrain_{name}_arc_agi_1" for name in ("etrm", "etrmtrm", "trm"))
 HYBRID, TEXT_WIDTH = "cfg_pretrain_trm_hybrid", 24
+ALTERNATE = ("arch.encoder_type=in_context", "arch.context_attention=alternate", "arch.L_layers=2")
+READ = ("arch.encoder_type=in_context", "arch.context_mode=read", "arch.context_attention=alternate")
+ALL_PAIRS = (*READ[:2], "arch.context_attention=pair", "arch.targets=all_pairs", "arch.query_as_context=true")
 # Synchronisations of a step: packing the encoder's and the decoder's tokens, and picking the valid pairs; for
-# `in_context` the length of the longest context, and packing it.
+# `in_context` the length of the longest context, and packing it; where it is read, encoder and decoder pack it;
+# which pairs are targets, and what each of them reads.
 MODELS = [
     pytest.param(TRM, (), 1, id="trm"),
     pytest.param(ETRM, ("arch.encoder_type=standard",), 3, id="standard"),
@@ -36,9 +40,13 @@ MODELS = [
     pytest.param(ETRM, ("arch.encoder_type=hybrid_variational",), 3, id="hybrid_variational"),
     pytest.param(ETRM, ("arch.encoder_type=lpn_standard",), 2, id="lpn_standard"),
     pytest.param(ETRM, ("arch.encoder_type=lpn_variational",), 2, id="lpn_variational"),
-    pytest.param(ETRM, ("arch.encoder_type=in_context", "arch.context_coordinates=true"), 2, id="in_context"),
+    pytest.param(ETRM, ("arch.encoder_type=in_context", "arch.grid_coordinates=both"), 2, id="in_context"),
+    pytest.param(ETRM, ALTERNATE, 2, id="in_context, alternating"),
+    pytest.param(ETRM, READ, 4, id="in_context, read"),
+    pytest.param(ETRM, ALL_PAIRS, 6, id="in_context, all pairs"),
     pytest.param(ETRMTRM, ("arch.recurrent_encoder_type=recurrent_standard",), 3, id="A"),
     pytest.param(ETRMTRM, ("arch.recurrent_encoder_type=trm_style",), 2, id="B"),
+    pytest.param(ETRMTRM, ("arch.recurrent_encoder_type=in_context",), 3, id="C"),
     pytest.param(HYBRID, (f"arch.text_hidden_size={TEXT_WIDTH}",), 1, id="hybrid"),
 ]
 

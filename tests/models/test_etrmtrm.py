@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import fields, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from config.schema import TrainConfig
+from dataset.batches import Demonstrations
 from dataset.fewshot_puzzle_dataset import Batch, FewshotTrainDataset
 from dataset.store import PuzzleStore
 from models import create_model
@@ -20,6 +22,7 @@ from tests.reference import cross_attention, pair_vector, post_norm_block, rms, 
 Load = Callable[..., TrainConfig]
 CONFIG = "cfg_pretrain_etrmtrm_arc_agi_1"
 VARIANTS = list(RECURRENT_ENCODERS)
+BY_THEMSELVES = ("recurrent_standard", "trm_style")  # those whose latent moves on without the decoder
 
 
 @pytest.fixture(params=VARIANTS)
@@ -67,6 +70,13 @@ def test_every_parameter_gets_a_gradient_at_the_first_step_and_all_but_the_initi
         assert missing == ([] if step == 0 else [n for n in missing if n == "encoder.z_e_init"]), f"step {step}"
 
 
+def padded_alike(*latents: Tensor) -> list[Tensor]:
+    """Latents of as many tokens as the longest has, zero behind their own."""
+    longest = max(latent.shape[1] for latent in latents)
+    return [F.pad(latent, (0, 0, 0, longest - latent.shape[1])) for latent in latents]
+
+
+@pytest.mark.parametrize("variant", BY_THEMSELVES, indirect=True)
 def test_a_detach_inside_the_encoder_is_noticed(
     build: Callable[..., ACTLossHead], batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,12 +131,9 @@ def test_a_halted_samples_latent_restarts_while_its_neighbours_goes_on(
     mixed, *_ = head(replace(carry, halted=halted), second)
     fresh, *_ = head(head.model.initial_carry(second), second)
     going_on, *_ = head(replace(carry, halted=torch.zeros(6, dtype=torch.bool)), second)
-    ours = mixed.encoder_carry.get_context()
-    expected = torch.where(
-        halted[:, None, None], fresh.encoder_carry.get_context(), going_on.encoder_carry.get_context()
-    )
-    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
-    apart = fresh.encoder_carry.get_context() - going_on.encoder_carry.get_context()
+    ours, new, old = padded_alike(*(carry.encoder_carry.get_context() for carry in (mixed, fresh, going_on)))
+    torch.testing.assert_close(ours, torch.where(halted[:, None, None], new, old), atol=1e-5, rtol=1e-4)
+    apart = new - old
     assert (apart.abs().amax((1, 2)) > 1e-3).all()
 
 
@@ -142,6 +149,31 @@ def test_variant_a_follows_its_two_lines(shrunk_config: Load, store: PuzzleStore
             z_e = rms(z_e + cross_attention(z_e, pair_vectors(encoder, batch, i, config), encoder.aggregate.cross_attn))
             z_e = rms(z_e + swiglu(z_e, encoder.aggregate.mlp))
             torch.testing.assert_close(carry.z_e[i], z_e, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("variant", BY_THEMSELVES, indirect=True)
+def test_with_cells_as_memory_every_cell_is_read_in_any_order_of_pairs(
+    build: Callable[..., ACTLossHead], batch: Batch
+) -> None:
+    """No sample reads another's; all parameters are trained."""
+    head = build("arch.encoder_memory=cells")
+    encoder = head.model.encoder
+    _, loss, _, outputs = head(head.model.initial_carry(batch), batch)
+    loss.backward()
+    assert unreached(head.model) == []
+    order = torch.tensor([3, 1, 0, 2])
+    permuted = batch | {key: batch[key][:, order] for key in ("demo_inputs", "demo_labels", "demo_mask")}
+    found = head.model(head.model.initial_carry(batch), permuted)[1]["context"]
+    torch.testing.assert_close(found, outputs["context"], atol=1e-5, rtol=1e-4)
+    memory = encoder.encode_pairs(Demonstrations.of(batch))
+    tokens = sum((batch[key] != 0).sum(-1) for key in ("demo_inputs", "demo_labels"))
+    assert memory.lengths.tolist() == torch.where(batch["demo_mask"], tokens, 0).sum(1).tolist()
+    cell = torch.nonzero(batch["demo_inputs"][0, 0] > 1)[-1]
+    other = batch["demo_inputs"].clone()
+    other[0, 0, cell] = 2 + (other[0, 0, cell] - 1) % 10
+    changed = head.model(head.model.initial_carry(batch), batch | {"demo_inputs": other})[1]["context"]
+    assert (changed[0] - outputs["context"][0]).abs().max() > 1e-6
+    torch.testing.assert_close(changed[1:], outputs["context"][1:], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("grad_cycles", ["last", "all"])
@@ -186,6 +218,7 @@ def test_variant_b_follows_its_loops_with_gradients_of_the_cycles_asked_for(
         torch.testing.assert_close(grad / scale, reference / scale, atol=1e-3, rtol=1e-2)
 
 
+@pytest.mark.parametrize("variant", BY_THEMSELVES, indirect=True)
 def test_forward_returns_only_the_carry_and_its_context_is_the_decoders(
     build: Callable[..., ACTLossHead], batch: Batch
 ) -> None:
@@ -207,22 +240,29 @@ def test_encoder_and_decoder_share_no_tensor(build: Callable[..., ACTLossHead]) 
 
 
 def test_order_of_demonstrations_and_masked_slots_have_no_influence(
-    build: Callable[..., ACTLossHead], batch: Batch
+    build: Callable[..., ACTLossHead], batch: Batch, variant: str
 ) -> None:
+    """On the context, where its tokens are of no pair; on answer and q head."""
     head = build()
     model = head.model.eval()
+    torch.nn.init.normal_(model.inner.q_head.weight)
     changed = {key: value.clone() for key, value in batch.items()}
     for key in ("demo_inputs", "demo_labels"):
         noise = torch.randint(0, 12, changed[key].shape, dtype=torch.uint8)
         changed[key] = torch.where(batch["demo_mask"][..., None], changed[key], noise)
     for key in ("demo_inputs", "demo_labels", "demo_mask"):
         changed[key] = changed[key][:, torch.tensor([3, 1, 0, 2])]
-    with torch.no_grad():
-        for name, parameter in model.encoder.named_parameters():
-            if name.endswith("embedding_weight"):
-                parameter[0] = 1e3
-    ours, theirs = (next(iter(model.rollout(b)))["context"] for b in (batch, changed))
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    if variant in BY_THEMSELVES:  # for the other PAD says that the other grid of a pair has no cell at a place
+        with torch.no_grad():
+            for name, parameter in model.encoder.named_parameters():
+                if name.endswith("embedding_weight"):
+                    parameter[0] = 1e3
+    ours, theirs = (list(islice(model.rollout(b), 2)) for b in (batch, changed))
+    if variant in BY_THEMSELVES:
+        torch.testing.assert_close(ours[0]["context"], theirs[0]["context"], atol=1e-5, rtol=1e-4)
+    for one, other in zip(ours, theirs, strict=True):
+        for key in ("logits", "q_halt_logits"):
+            torch.testing.assert_close(one[key], other[key], atol=1e-3, rtol=1e-3)
 
 
 def test_rollout_equals_stepping(build: Callable[..., ACTLossHead], batch: Batch) -> None:
@@ -235,6 +275,7 @@ def test_rollout_equals_stepping(build: Callable[..., ACTLossHead], batch: Batch
             assert torch.equal(outputs["logits"], stepped["logits"])
 
 
+@pytest.mark.parametrize("variant", BY_THEMSELVES, indirect=True)
 def test_state_ema_keeps_its_share_of_the_latent_and_the_gradient_path(
     build: Callable[..., ACTLossHead], batch: Batch
 ) -> None:
@@ -274,10 +315,14 @@ def test_diagnostics_measure_the_latent(build: Callable[..., ACTLossHead], batch
     for _ in range(2):
         carry, _, _, outputs = head(carry, batch)
         after = carry.encoder_carry.get_context()
+        if before.shape[1] == 0:  # all begin at one latent, which is of no row
+            has_row = torch.arange(after.shape[1]) < carry.encoder_carry.lengths[:, None]
+            before = torch.where(has_row[..., None], head.model.encoder.E_init, 0)
         for i in range(6):
             change = (after[i] - before[i]).square().sum().sqrt()
-            torch.testing.assert_close(outputs["encoder_carry_norm"][i], after[i].square().sum().sqrt())
-            torch.testing.assert_close(outputs["encoder_carry_change"][i], change.detach())
+            norm = after[i].square().sum().sqrt()
+            torch.testing.assert_close(outputs["encoder_carry_norm"][i], norm, rtol=1e-5, atol=0)
+            torch.testing.assert_close(outputs["encoder_carry_change"][i], change.detach(), rtol=1e-5, atol=0)
             relative = change / before[i].square().sum().sqrt()
-            torch.testing.assert_close(outputs["encoder_carry_change_rel"][i], relative.detach())
+            torch.testing.assert_close(outputs["encoder_carry_change_rel"][i], relative.detach(), rtol=1e-5, atol=0)
         before = after

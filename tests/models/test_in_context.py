@@ -1,6 +1,6 @@
 """The demonstrations' cells as context tokens: which there are, what each sees, and that nothing else matters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -19,15 +19,32 @@ from dataset.store import PuzzleStore
 from inference.solver import Solver
 from models import create_model
 from models.encoders import EncoderOutput, create_encoder
-from models.encoders.in_context import where_valid
+from models.encoders.cells import where_valid
 from models.losses import create_loss_head
 from tests.conftest import small_batch
-from tests.reference import decoder_step
+from tests.reference import decoder_step, grid_embedding, numbers_in_grid, post_norm_block, within_parts
 
 Load = Callable[..., TrainConfig]
 IN_CONTEXT = "arch.encoder_type=in_context"
 ONE, TWO = "arch.context_tokens=one", "arch.context_tokens=two"
-VARIANTS = [(ONE,), (TWO,), (ONE, "arch.context_coordinates=true"), (TWO, "arch.context_coordinates=true")]
+ALTERNATE = ("arch.context_attention=alternate", "arch.L_layers=2")
+VARIANTS = [
+    (ONE,),
+    (TWO,),
+    (ONE, "arch.grid_coordinates=both"),
+    (TWO, "arch.grid_coordinates=both"),
+    (ONE, "arch.grid_coordinates=corner", *ALTERNATE),
+    (ONE, *ALTERNATE),
+    (TWO, *ALTERNATE),
+    (ONE, "arch.query_as_context=true", "arch.grid_coordinates=both"),
+    (TWO, "arch.query_as_context=true"),
+]
+READ = "arch.context_mode=read"
+READERS = [
+    (ONE, READ, "arch.context_attention=all"),
+    (TWO, READ, "arch.context_attention=pair", "arch.grid_coordinates=both"),
+    (ONE, READ, "arch.context_attention=alternate"),
+]
 
 
 def encode(encoder: torch.nn.Module, batch: Batch) -> EncoderOutput:
@@ -38,8 +55,8 @@ def naive_context(encoder: Any, batch: Batch, sample: int) -> tuple[Tensor, list
     """One sample's tokens, cell by cell, and of each but the first its (pair, role, cell)."""
     colour, aligned = encoder.colour_embedding.embedding_weight, encoder.aligned_embedding.embedding_weight
     tokens, cells = [encoder.first], []
-    for role in range(2 if encoder.has_roles else 1):
-        for pair in torch.nonzero(batch["demo_mask"][sample]).flatten().tolist():
+    for pair in torch.nonzero(batch["demo_mask"][sample]).flatten().tolist():
+        for role in range(2 if encoder.has_roles else 1):
             grids = [batch[key][sample, pair].tolist() for key in ("demo_inputs", "demo_labels")]
             own, other = grids if role == 0 else reversed(grids)
             for cell in range(900):
@@ -48,12 +65,17 @@ def naive_context(encoder: Any, batch: Batch, sample: int) -> tuple[Tensor, list
                 token = colour[own[cell]] + aligned[other[cell]]
                 if encoder.has_roles:
                     token = token + encoder.role_embedding.embedding_weight[role]
-                if encoder.coordinates is not None:
-                    token = token + encoder.coordinates.row_embedding.embedding_weight[cell // 30]
-                    token = token + encoder.coordinates.column_embedding.embedding_weight[cell % 30]
                 tokens.append(token)
                 cells.append((pair, role, cell))
     return torch.stack(tokens), cells
+
+
+def query_tokens(encoder: Any, colours: Tensor) -> Tensor:
+    """Cells as those of an input whose output is not known."""
+    tokens = encoder.colour_embedding.embedding_weight[colours] + encoder.aligned_embedding.embedding_weight[PAD]
+    if encoder.has_roles:
+        tokens = tokens + encoder.role_embedding.embedding_weight[0]
+    return tokens
 
 
 @pytest.mark.parametrize("overrides", VARIANTS, ids=" ".join)
@@ -88,6 +110,7 @@ def test_packed_steps_and_gradients_equal_a_naive_loop_over_samples(
     inner, encoder = model.inner, model.encoder
     inner.dtype = encoder.dtype = torch.float64
     torch.nn.init.normal_(inner.q_head.weight)
+    torch.nn.init.constant_(inner.q_head.bias, -100.0)  # nothing halts
     batch = {key: value[:3] for key, value in batch.items()}
     active = model.active_cells(batch)
     carry, latents = model.initial_carry(batch), [(inner.H_init[None], inner.L_init[None])] * 3
@@ -99,8 +122,19 @@ def test_packed_steps_and_gradients_equal_a_naive_loop_over_samples(
             cells = torch.nonzero(active[i]).squeeze(-1)
             z_H, z_L = (z.expand(len(context) + len(cells), -1) for z in latents[i])
             positions = torch.tensor([0, *(16 + cell for _, _, cell in places)])
+            parts = torch.tensor([-1, *(pair for pair, *_ in places), *([-1] * len(cells))])
             z_H, z_L, logits, q = decoder_step(
-                inner, z_H, z_L, batch["inputs"][i], context, cells, config, context_positions=positions
+                inner,
+                z_H,
+                z_L,
+                batch["inputs"][i],
+                context,
+                cells,
+                config,
+                context_positions=positions,
+                parts=parts if config.context_attention == "alternate" else None,
+                context_in_grid=[None, *in_grids(batch, i, places)],
+                added=query_tokens(encoder, batch["inputs"][i].long()[cells]) if config.query_as_context else 0.0,
             )
             latents[i] = z_H.detach(), z_L.detach()
             torch.testing.assert_close(outputs["logits"][i][cells], logits.float(), atol=1e-6, rtol=1e-6)
@@ -114,6 +148,65 @@ def test_packed_steps_and_gradients_equal_a_naive_loop_over_samples(
             assert expected.any(), name
             scale = expected.abs().max()
             torch.testing.assert_close(grad / scale, expected / scale, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("overrides", READERS, ids=" ".join)
+def test_what_is_read_equals_a_naive_loop_over_samples(
+    shrunk_config: Load, store: PuzzleStore, batch: Batch, overrides: tuple[str, ...]
+) -> None:
+    """The encoder's blocks, whose attention has the scope asked for, and two ACT steps with carry, with gradients."""
+    config = shrunk_config(IN_CONTEXT, *overrides, "arch.halt_exploration_prob=0").arch
+    model = create_model(config, store.metadata).double()
+    inner, encoder = model.inner, model.encoder
+    inner.dtype = encoder.dtype = torch.float64
+    torch.nn.init.normal_(inner.q_head.weight)
+    torch.nn.init.constant_(inner.q_head.bias, -100.0)  # nothing halts
+    batch = {key: value[:3] for key, value in batch.items()}
+    active = model.active_cells(batch)
+    carry, latents = model.initial_carry(batch), [(inner.H_init[None], inner.L_init[None])] * 3
+    for _ in range(2):
+        carry, outputs = model(carry, batch)
+        naive_loss: Tensor | float = 0.0
+        for i in range(3):
+            first, evidence, places = naive_evidence(encoder, batch, i, config)
+            torch.testing.assert_close(outputs["context"][i, 1 : 1 + len(evidence)], evidence, atol=1e-8, rtol=1e-6)
+            cells = torch.nonzero(active[i]).squeeze(-1)
+            z_H, z_L = (z.expand(1 + len(cells), -1) for z in latents[i])
+            z_H, z_L, logits, q = decoder_step(
+                inner, z_H, z_L, batch["inputs"][i], first, cells, config, evidence=(evidence, places)
+            )
+            latents[i] = z_H.detach(), z_L.detach()
+            torch.testing.assert_close(outputs["logits"][i][cells], logits.float(), atol=1e-6, rtol=1e-6)
+            torch.testing.assert_close(outputs["q_halt_logits"][i], q[0], atol=1e-6, rtol=1e-6)
+            naive_loss = naive_loss + logits.square().sum() + q[0]
+        loss = torch.where(active[..., None], outputs["logits"], 0).double().square().sum()
+        loss = loss + outputs["q_halt_logits"].sum()
+        variables = list(encoder.parameters())
+        ours, naive = (torch.autograd.grad(value, variables) for value in (loss, naive_loss))
+        for (name, _), grad, expected in zip(encoder.named_parameters(), ours, naive, strict=True):
+            scale = expected.abs().max()
+            assert scale > 0, name
+            torch.testing.assert_close(grad / scale, expected / scale, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def in_grids(batch: Batch, sample: int, cells: Iterable[tuple[int, ...]]) -> list[list[int]]:
+    """The numbers of each (pair, role, cell) in the pair's input grid."""
+    return [numbers_in_grid(batch["demo_inputs"][sample, pair], cell) for pair, _, cell in cells]
+
+
+def naive_evidence(encoder: Any, batch: Batch, sample: int, config: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The first token (1, hidden); what the encoder's blocks make of the others, and where these stand."""
+    tokens, cells = naive_context(encoder, batch, sample)
+    pairs, places = (torch.tensor([cell[i] for cell in cells]) for i in (0, 2))
+    places = 16 + places
+    x = tokens[1:]
+    if (own := encoder.blocks.coordinates) is not None:
+        x = x + torch.stack([grid_embedding(own, numbers) for numbers in in_grids(batch, sample, cells)])
+    x = config.hidden_size**0.5 * x
+    for number, block in enumerate(encoder.blocks.layers):
+        in_pairs = config.context_attention == "pair" or (config.context_attention == "alternate" and number % 2 == 0)
+        x = within_parts(x, block, places, pairs) if in_pairs else post_norm_block(x, block, places)
+    return tokens[:1], x, places
 
 
 @pytest.mark.parametrize("overrides", VARIANTS, ids=" ".join)
@@ -156,7 +249,7 @@ def rolled_out(model: Any, batch: Batch, num_steps: int = 2) -> list[dict[str, T
 
 
 @pytest.mark.parametrize("encoding", ["rope", "rope2d", "learned"])
-@pytest.mark.parametrize("overrides", VARIANTS, ids=" ".join)
+@pytest.mark.parametrize("overrides", [*VARIANTS, *READERS], ids=" ".join)
 def test_the_order_of_pairs_has_no_influence_on_answer_and_halting(
     shrunk_config: Load, store: PuzzleStore, batch: Batch, overrides: tuple[str, ...], encoding: str
 ) -> None:
@@ -170,7 +263,7 @@ def test_the_order_of_pairs_has_no_influence_on_answer_and_halting(
         torch.testing.assert_close(one["q_halt_logits"], other["q_halt_logits"], atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("overrides", VARIANTS, ids=" ".join)
+@pytest.mark.parametrize("overrides", [*VARIANTS, *READERS], ids=" ".join)
 def test_no_sample_reads_anothers_demonstrations(
     shrunk_config: Load, store: PuzzleStore, overrides: tuple[str, ...]
 ) -> None:
@@ -193,7 +286,7 @@ def test_no_sample_reads_anothers_demonstrations(
         assert (one["logits"][1] - other["logits"][1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("overrides", VARIANTS, ids=" ".join)
+@pytest.mark.parametrize("overrides", [*VARIANTS, *READERS], ids=" ".join)
 def test_the_loss_reaches_every_parameter_and_every_valid_token(
     shrunk_config: Load, store: PuzzleStore, batch: Batch, overrides: tuple[str, ...]
 ) -> None:
@@ -214,6 +307,13 @@ def test_valid_slots_come_in_their_order() -> None:
     index, there = where_valid(valid)
     assert index.tolist() == [[1, 3, 4], [0, 0, 0], [0, 0, 0]]
     assert there.tolist() == [[True, True, True], [False, False, False], [True, False, False]]
+
+
+def test_alternating_attention_needs_a_layer_that_reads(shrunk_config: Load) -> None:
+    with pytest.raises(ConfigError, match=r"context_attention=pair.*needs arch\.context_mode=read"):
+        shrunk_config(IN_CONTEXT, "arch.context_attention=pair")
+    with pytest.raises(ConfigError, match=r"context_attention=alternate.*L_layers=1.*2 or more"):
+        shrunk_config(IN_CONTEXT, "arch.context_attention=alternate", "arch.L_layers=1")
 
 
 def test_fixed_slots_are_refused_before_anything_starts(shrunk_config: Load) -> None:

@@ -4,6 +4,7 @@ import itertools
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
 from config.schema import load_config
@@ -16,13 +17,17 @@ from models.losses import create_loss_head
 
 COLOURS, SIDE, DEMOS, BATCH_SIZE, STEPS, LR = 5, 3, 2, 16, 400, 1e-3
 OVERRIDES = [
-    "arch.encoder_type=in_context",
     "arch.hidden_size=64",
     "arch.num_heads=2",
     "arch.H_cycles=1",
     "arch.L_cycles=2",
     "arch.halt_max_steps=1",
     "arch.forward_dtype=float32",
+]
+
+ETRM = ("cfg_pretrain_etrm_arc_agi_1", "arch.encoder_type=in_context")
+MODELS = [
+    pytest.param(ETRM[0], (ETRM[1],), id="evolve"),
 ]
 
 
@@ -61,10 +66,13 @@ def draw(rng: np.random.Generator, rules: np.ndarray, size: int) -> tuple[Batch,
     return tasks[0], tasks[1]
 
 
-def test_it_reads_permutations_of_colours_that_it_was_not_trained_on() -> None:
+@pytest.mark.parametrize(("config_name", "overrides"), MODELS)
+def test_it_reads_permutations_of_colours_that_it_was_not_trained_on(
+    config_name: str, overrides: tuple[str, ...]
+) -> None:
     """With another rule's demonstrations it draws that rule's answer."""
     torch.manual_seed(0)
-    arch = load_config("cfg_pretrain_etrm_arc_agi_1", OVERRIDES).arch
+    arch = load_config(config_name, [*OVERRIDES, *overrides]).arch
     model = create_model(arch, SimpleNamespace(vocab_size=12, seq_len=900)).train()
     head = create_loss_head(arch, model)
     learner = create_learner(head, LearnerOptions(OptimizerOptions(lr=LR), BATCH_SIZE))

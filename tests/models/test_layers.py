@@ -19,7 +19,8 @@ from models.layers import (
     swiglu_width,
     trunc_normal_,
 )
-from models.packing import Segments, pack, pack_all
+from models.packing import pack, pack_all
+from models.segments import Segments
 
 lengths_strategy = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=7)
 

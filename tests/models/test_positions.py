@@ -79,8 +79,10 @@ def test_a_longer_rope_begins_with_the_shorter_one() -> None:
         ("cfg_pretrain_etrm_arc_agi_1", ()),
         ("cfg_pretrain_etrm_arc_agi_1", ("arch.encoder_type=lpn_standard",)),
         ("cfg_pretrain_etrm_arc_agi_1", ("arch.encoder_type=in_context",)),
+        ("cfg_pretrain_etrm_arc_agi_1", ("arch.encoder_type=in_context", "arch.context_mode=read")),
         ("cfg_pretrain_etrmtrm_arc_agi_1", ()),
         ("cfg_pretrain_etrmtrm_arc_agi_1", ("arch.recurrent_encoder_type=trm_style",)),
+        ("cfg_pretrain_etrmtrm_arc_agi_1", ("arch.recurrent_encoder_type=in_context",)),
         ("cfg_pretrain_trm_arc_agi_1", ()),
     ],
 )

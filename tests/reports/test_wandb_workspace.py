@@ -12,10 +12,12 @@ TRM = "cfg_pretrain_trm_arc_agi_1"
 ETRM, ETRMTRM = "cfg_pretrain_etrm_arc_agi_1", "cfg_pretrain_etrmtrm_arc_agi_1"
 
 
-def test_every_metric_of_the_dashboard_is_logged_by_a_run(train: Callable[..., Path]) -> None:
+def test_every_metric_of_the_dashboard_is_logged_by_a_run(train: Callable[..., Path], rules_dataset: Path) -> None:
     logged: set[str] = set()
     for name in (ETRM, ETRMTRM, TRM):
-        folder = train("epochs=2", "eval_interval=2", "log_predictions_every=0", config_name=name)
+        known_rules = [f"data_paths=[{rules_dataset}]", "max_train_groups=4"] if name == ETRM else []
+        asked = ("eval_controls=true", "eval_control_queries=2", "log_predictions_every=0", *known_rules)
+        folder = train("epochs=2", "eval_interval=2", *asked, config_name=name)
         for line in (folder / "metrics.jsonl").read_text().splitlines():
             logged |= json.loads(line).keys()
     shown = {metric for panels in SECTIONS.values() for metrics in panels.values() for metric in metrics}

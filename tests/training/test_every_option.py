@@ -52,8 +52,16 @@ RULES = Case(
     keeps=("parameters",),
     given=("data=known_rules", "data.num_batches=4", "data.families=[permutation]", "data.sides=[2,3]"),
 )
-# Stages are followed in a whole run alone.
-TWO_STAGES = (*RULES.given, "data.stages=[{{threshold:0}},{{families:[swap]}}]", "data.measure_steps=2")
+# A curriculum is followed in a whole run alone.
+CURRICULUM = (
+    *RULES.given,
+    "data.families=[permutation,swap]",
+    "data.curriculum=[{{families:[permutation,swap],levels:[{{}}],threshold:0}}]",
+    "data.at_once=1",
+    "data.patience=1",
+    "data.measure_steps=2",
+)
+FOLLOWED = replace(RULES, keeps=("parameters", "log_lines"), given=CURRICULUM)
 # `{other_data}`, `{eager_decoder}`, `{llama}` and the like stand for paths.
 CASES = {
     "arch.hidden_size": Case(("32", "64"), "parameters"),
@@ -87,10 +95,31 @@ CASES = {
         "parameters",
     ),
     "arch.context_tokens": Case(("one", "two"), "parameters", given=("arch.encoder_type=in_context",)),
-    "arch.context_coordinates": Case(("false", "true"), "parameters", given=("arch.encoder_type=in_context",)),
+    "arch.context_mode": Case(("evolve", "read"), "parameters", given=("arch.encoder_type=in_context",)),
+    "arch.targets": Case(
+        ("query", "all_pairs"),
+        "losses",
+        keeps=("parameters",),
+        given=("arch.encoder_type=in_context", "arch.context_mode=read", "arch.context_attention=pair"),
+    ),
+    "arch.context_attention": Case(
+        ("all", "alternate", "pair"),
+        "losses",
+        keeps=("parameters",),
+        given=("arch.encoder_type=in_context", "arch.context_mode=read"),
+    ),
+    "arch.grid_coordinates": Case(("none", "corner", "both"), "parameters"),
+    "arch.query_as_context": Case(
+        ("false", "true"), "losses", keeps=("parameters",), given=("arch.encoder_type=in_context",)
+    ),
+    "arch.grad_cycles": Case(("1", "2"), "losses", keeps=("parameters",)),
+    "arch.qk_norm_gain": Case(("false", "true"), "parameters"),
     "arch.lpn_latent_dim": Case(("8", "16"), "parameters", given=("arch.encoder_type=lpn_variational",)),
     "arch.loss.kl_weight": Case(("0", "0.1"), "losses", given=("arch.encoder_type=hybrid_variational",)),
-    "arch.recurrent_encoder_type": replace(RECURRENT, values=("recurrent_standard", "trm_style"), acts_on="parameters"),
+    "arch.recurrent_encoder_type": replace(
+        RECURRENT, values=("recurrent_standard", "trm_style", "in_context"), acts_on="parameters"
+    ),
+    "arch.encoder_memory": replace(RECURRENT, values=("pairs", "cells"), acts_on="losses"),
     "arch.encoder_h_cycles": replace(TRM_STYLE, values=("1", "2"), acts_on="losses"),
     "arch.encoder_l_cycles": replace(TRM_STYLE, values=("1", "2"), acts_on="losses"),
     "arch.encoder_l_layers": replace(TRM_STYLE, values=("1", "2"), acts_on="parameters"),
@@ -122,9 +151,11 @@ CASES = {
     "data.demos": replace(RULES, values=("[3,4]", "[1,2]")),
     "data.distinct": replace(RULES, values=("false", "true")),
     "data.translate": replace(RULES, values=("false", "true"), given=(*RULES.given, "arch.canvas=full")),
-    "data.stages": replace(RULES, values=("[]", "[{{families:[swap]}}]")),
-    "data.earlier_share": replace(RULES, values=("0", "1"), keeps=("parameters", "log_lines"), given=TWO_STAGES),
-    "data.measure_steps": replace(RULES, values=("2", "4"), keeps=("parameters", "log_lines"), given=TWO_STAGES),
+    "data.curriculum": replace(RULES, values=("[]", "[{{families:[permutation],levels:[{{sides:[5,5]}}]}}]")),
+    "data.at_once": replace(FOLLOWED, values=("1", "2")),
+    "data.patience": replace(FOLLOWED, values=("1", "100")),
+    "data.earlier_share": replace(FOLLOWED, values=("0", "1")),
+    "data.measure_steps": replace(FOLLOWED, values=("2", "100")),
     "data_paths": Case(("[{data}]", "[{other_data}]"), "losses"),
     "evaluators": Case(("[{{name: arc@ARC}}]", "[]"), "files", keeps=TRAINING),
     "global_batch_size": Case(("4", "2"), "losses"),
@@ -152,10 +183,15 @@ CASES = {
     "ema": Case(("true", "false"), "files", keeps=TRAINING),
     "ema_rate": Case(("0.9", "0.1"), "evaluation", keeps=TRAINING),
     "load_pretrained_decoder": Case(("null", "{eager_decoder}"), "losses", keeps=("parameters",)),
+    "load_pretrained_encoder": Case(("null", "{eager_decoder}"), "losses", keeps=("parameters",)),
     "max_eval_augmentations": Case(("1", "3"), "evaluation", keeps=TRAINING),
     # Variance over the samples of a batch of one is not defined, so it is not logged.
     "eval_batch_size": Case(("8", "1"), "evaluation", keeps=(*TRAINING, "submission")),
     "eval_batch_tokens": Case(("null", "1"), "evaluation", keeps=(*TRAINING, "submission")),
+    "eval_controls": Case(("false", "true"), "evaluation", keeps=(*TRAINING, "submission")),
+    "eval_control_queries": Case(
+        ("1", "2"), "evaluation", keeps=(*TRAINING, "submission"), given=("eval_controls=true",)
+    ),
     "log_interval": Case(("1", "2"), "log_lines", keeps=("weights", "submission")),
     "log_predictions_every": Case(("0", "1"), "files", keeps=(*TRAINING, "submission")),
     "checkpoint_every_eval": Case(
@@ -173,8 +209,13 @@ CASES = {
 }
 TESTED_ELSEWHERE = {
     **{
-        f"data.stages.{key}": "a stage of a list: test_known_rules_training.py"
-        for key in ("families", "sides", "colors", "distinct", "threshold", "max_batches")
+        f"data.curriculum.{key}": "a track of a list: test_known_rules_training.py"
+        for key in (
+            "families",
+            "levels",
+            "threshold",
+            *(f"levels.{key}" for key in ("sides", "colors", "demos", "distinct")),
+        )
     },
     "data.name": "each arch reads one kind of source: test_sources.py",
     "data_workers": "test_batches_come_from_as_many_workers_as_asked_for, below",
@@ -195,7 +236,7 @@ TESTED_ELSEWHERE = {
     "arch.text_cache": "where latents lie changes no figure: test_trm_hybrid_training.py",
     "arch.text_batch_size": "batches change latents by rounding alone: test_latent_cache.py",
 }
-SINGLE_VALUE = ("arch.name", "arch.loss.name", "evaluators.name", "arch.H_layers", "arch.context_mode")
+SINGLE_VALUE = ("arch.name", "arch.loss.name", "evaluators.name", "arch.H_layers")
 
 
 def schema_keys(model: type[BaseModel], prefix: str = "") -> dict[str, list[Any]]:

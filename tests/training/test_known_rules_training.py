@@ -10,16 +10,22 @@ import pytest
 from checkpoints.checkpoint import open_checkpoint
 from config.data_schema import KnownRulesData
 from config.schema import ConfigError, TrainConfig, load_config, run_folder
-from dataset.build_known_rules import build_known_rules, main
-from dataset.known_rules.family import TaskSettings
+from dataset.build_known_rules import main
+from dataset.known_rules.family import Lesson, TaskSettings
 from dataset.known_rules.source import KnownRulesSource
 from dataset.store import DatasetError, load_store
 from tests.processes import hashes, log_lines
+from tests.run_fixtures import RULES_OPTIONS
 from training.loop import fit
 from training.sources import create_train_source
 from utils.distributed import Ranks
 
-STAGES = "data.stages=[{families:[permutation],max_batches:3},{families:[dihedral],distinct:true,max_batches:2},{}]"
+CURRICULUM = (
+    "data.curriculum=[{families:[permutation,dihedral],levels:[{sides:[2,2],demos:[2,2]},{}],threshold:0}]",
+    "data.at_once=1",
+    "data.patience=2",
+    "data.measure_steps=2",
+)
 SHORT = (
     "data=known_rules",
     "data.families=[permutation,dihedral,tile]",
@@ -30,15 +36,6 @@ SHORT = (
     "log_predictions_every=0",
 )
 Config = Callable[..., TrainConfig]
-OPTIONS = TaskSettings(("permutation", "dihedral"), sides=(2, 3))
-
-
-@pytest.fixture(scope="module")
-def rules_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve training tasks of two families, six held-out ones."""
-    folder = tmp_path_factory.mktemp("rules") / "data"
-    build_known_rules(folder, OPTIONS, train=12, held_out=6, seed=1)
-    return folder
 
 
 @pytest.fixture
@@ -51,7 +48,7 @@ def rules_config(shrunk_config: Config, rules_dataset: Path) -> Config:
     ("halting", "saved", "num_batches"), [((), 4, 8), (("arch.halting=fixed", "arch.num_act_steps=2"), 5, 7)]
 )
 @pytest.mark.parametrize("arch", ["cfg_pretrain_etrm_arc_agi_1", "cfg_pretrain_etrmtrm_arc_agi_1"])
-def test_a_run_with_stages_goes_on_bit_for_bit(
+def test_a_run_with_a_curriculum_goes_on_bit_for_bit(
     rules_config: Config,
     ranks: Ranks,
     tmp_path: Path,
@@ -60,9 +57,15 @@ def test_a_run_with_stages_goes_on_bit_for_bit(
     saved: int,
     num_batches: int,
 ) -> None:
-    """With two steps a batch the checkpoint lies in the middle of a batch, the last of the first stage."""
-    options = (*halting, STAGES, f"data.num_batches={num_batches}", f"checkpoint_interval={saved}", "eval_interval=99")
-    config = rules_config("max_train_groups=null", "data.measure_steps=2", *options, config_name=arch)
+    """With two steps a batch the checkpoint lies in the middle of a batch, the last before a family begins."""
+    options = (
+        *halting,
+        *CURRICULUM,
+        f"data.num_batches={num_batches}",
+        f"checkpoint_interval={saved}",
+        "eval_interval=99",
+    )
+    config = rules_config("max_train_groups=null", *options, config_name=arch)
     fit(config, ranks)
     run, straight = run_folder(config), tmp_path / "straight"
     shutil.copytree(run, straight, symlinks=True)
@@ -72,9 +75,9 @@ def test_a_run_with_stages_goes_on_bit_for_bit(
     fit(config, ranks)
     assert log_lines(run) == log_lines(straight)
     assert hashes(open_checkpoint(run).path) == hashes(open_checkpoint(straight).path)
-    assert open_checkpoint(run).rank_state(0)["source"]["known_rules"]["began"] == [0, 3, 5]
-    stages = [line["train/stage"] for line in log_lines(run) if "train/stage" in line]
-    assert (stages[0], stages[-1]) == (0, 2)
+    places = open_checkpoint(run).rank_state(0)["source"]["known_rules"]["places"]
+    assert [opened for *_, opened in places] == [1, 2, 3]
+    assert log_lines(run)[-2]["train/lessons_read/tile"] == 0
 
 
 def test_a_run_is_evaluated_on_held_out_tasks_every_so_many_epochs(rules_config: Config, ranks: Ranks) -> None:
@@ -84,19 +87,24 @@ def test_a_run_is_evaluated_on_held_out_tasks_every_so_many_epochs(rules_config:
     assert [line["step"] for line in evaluated] == [4, 8, 9]
     assert evaluated[-1]["ARC/num_puzzles"] == 6
     assert evaluated[-1]["ARC/num_contaminated_puzzles"] == 0
-    (record,) = open_checkpoint(run_folder(config)).trained_on.generators
-    assert "families=('permutation', 'dihedral', 'tile')" in record
+    records = open_checkpoint(run_folder(config)).trained_on.generators
+    named = ("families=('permutation',)", "families=('dihedral',)", "families=('tile',)")
+    assert [name in record for name, record in zip(named, records, strict=True)] == [True] * 3
 
 
-def test_a_stage_takes_from_the_section_what_it_leaves_out(rules_config: Config) -> None:
-    one = "{families:[swap],sides:[4,5],colors:5,distinct:true,threshold:0.5,max_batches:7}"
-    data = rules_config(f"data.stages=[{one},{{}}]").data
+def test_a_level_takes_from_the_section_what_it_leaves_out(rules_config: Config) -> None:
+    one = "{families:[tile],levels:[{sides:[4,5],colors:5,demos:[1,2],distinct:true},{}],threshold:0.5}"
+    data = rules_config(f"data.curriculum=[{one}]").data
     assert isinstance(data, KnownRulesData)
-    first, last = data.curriculum_stages()
-    assert first.settings == TaskSettings(("swap",), (4, 5), 5, (3, 4), True)
-    assert (first.threshold, first.max_batches) == (0.5, 7)
-    assert last.settings == TaskSettings(("permutation", "dihedral", "tile"), (2, 3), 9, (3, 4), False)
-    assert (last.threshold, last.max_batches) == (0.9, None)
+    tile, *others = data.ladders()
+    assert tile == [
+        Lesson(TaskSettings(("tile",), (4, 5), 5, (1, 2), True), 0.5),
+        Lesson(TaskSettings(("tile",), (2, 3), 9, (3, 4), False), 0.5),
+    ]
+    assert [[lesson.settings.families for lesson in ladder] for ladder in others] == [
+        [("permutation",)],
+        [("dihedral",)],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -105,8 +113,11 @@ def test_a_stage_takes_from_the_section_what_it_leaves_out(rules_config: Config)
         ("data.families=[nosuch]", "data: the family 'nosuch' is not one of permutation"),
         ("data.colors=10", "colors=10"),
         ("data.sides=[3,2]", "sides=3-2"),
-        ("data.stages=[{families:[mirror],sides:[9,16]}]", "data.stages.0: the family 'mirror' has no rule"),
-        ("data.stages=[{family:swap}]", "unknown key 'data.stages.0.family'"),
+        ("data.curriculum=[{families:[mirror],levels:[{},{sides:[9,16]}]}]", "data.curriculum.0.levels.1: the family"),
+        ("data.curriculum=[{families:[swap],levels:[{side:3}]}]", "unknown key 'data.curriculum.0.levels.0.side'"),
+        ("data.curriculum=[{families:[swap,swap],levels:[{}]}]", "'swap' must be one of data.families, and named once"),
+        ("data.curriculum=[{families:[swap],levels:[]}]", "data.curriculum.0.levels"),
+        ("data.patience=5", "data.patience is overridden, but would change nothing"),
         ("data.num_batches=0", "data.num_batches=0: "),
         ("epochs=3", "epochs is overridden, but would change nothing: data.num_batches"),
         ("query_sampling=test", "query_sampling is overridden, but would change nothing"),
@@ -134,7 +145,7 @@ def test_ranks_that_cannot_share_a_batch_are_refused(rules_config: Config, rules
 def test_a_fixed_set_has_trained_and_held_out_tasks_of_each_family_in_turn(rules_dataset: Path) -> None:
     metadata = load_store(rules_dataset).metadata
     asked = [i for i, split in zip(metadata.puzzle_ids, metadata.puzzle_splits, strict=True) if split == "test"]
-    assert asked == [f"{name}-held_out-{i:06d}" for i, name in enumerate(OPTIONS.families * 3)]
+    assert asked == [f"{name}-held_out-{i:06d}" for i, name in enumerate(RULES_OPTIONS.families * 3)]
     assert len(metadata.puzzle_ids) - len(asked) + len(load_store(rules_dataset).manifest.dropped) == 12
     assert metadata.build["known_rules"] == {
         "families": ["permutation", "dihedral"],
@@ -148,7 +159,7 @@ def test_a_fixed_set_has_trained_and_held_out_tasks_of_each_family_in_turn(rules
 def test_the_command_line_builds_the_same_set(rules_dataset: Path, tmp_path: Path) -> None:
     arguments = [
         "--families",
-        *OPTIONS.families,
+        *RULES_OPTIONS.families,
         "--sides",
         "2",
         "3",

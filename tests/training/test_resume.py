@@ -42,9 +42,20 @@ SHORT = (
 SYSTEMS = {
     "etrm": ("cfg_pretrain_etrm_arc_agi_1", ()),
     "variational": ("cfg_pretrain_etrm_arc_agi_1", ("arch.encoder_type=hybrid_variational",)),
-    "in context": ("cfg_pretrain_etrm_arc_agi_1", ("arch.encoder_type=in_context", "arch.context_coordinates=true")),
+    "in context": ("cfg_pretrain_etrm_arc_agi_1", ("arch.encoder_type=in_context", "arch.grid_coordinates=both")),
+    "read": ("cfg_pretrain_etrm_arc_agi_1", ("arch.encoder_type=in_context", "arch.context_mode=read")),
+    "all pairs": (
+        "cfg_pretrain_etrm_arc_agi_1",
+        (
+            "arch.encoder_type=in_context",
+            "arch.context_mode=read",
+            "arch.context_attention=pair",
+            "arch.targets=all_pairs",
+        ),
+    ),
     "etrmtrm A": ("cfg_pretrain_etrmtrm_arc_agi_1", ("arch.recurrent_encoder_type=recurrent_standard",)),
     "etrmtrm B": ("cfg_pretrain_etrmtrm_arc_agi_1", ("arch.recurrent_encoder_type=trm_style",)),
+    "etrmtrm C": ("cfg_pretrain_etrmtrm_arc_agi_1", ("arch.recurrent_encoder_type=in_context",)),
     "trm": ("cfg_pretrain_trm_arc_agi_1", ("max_eval_groups=2", "epochs=4")),
     # 4 batches, 3 steps each: the checkpoint of step 5 lies inside the second.
     "fixed": ("cfg_pretrain_etrm_arc_agi_1", ("arch.halting=fixed", "arch.num_act_steps=3", "epochs=2")),

@@ -20,7 +20,7 @@ from config.schema import ConfigError, TrainConfig, dump_config, run_folder
 from dataset.batches import Batch
 from dataset.grids import place_grid
 from dataset.puzzle_dataset import PuzzleTrainDataset
-from dataset.sources import TrainSource
+from dataset.sources import SampleResults, TrainSource
 from dataset.store import PuzzleStore
 from dataset.trained_on import TrainedOn
 from tests.processes import hashes, log_lines
@@ -85,7 +85,7 @@ class Mirrors(TrainSource):
     def description(self) -> str:
         return "mirrored grids without end"
 
-    def observe(self, step: int, sums: dict[str, Tensor]) -> None:
+    def observe(self, step: int, sums: dict[str, Tensor], samples: SampleResults) -> None:
         self.total_loss += float(sums["loss"])
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from checkpoints.checkpoint import open_checkpoint
-from config.schema import TrainConfig
+from config.schema import TrainConfig, run_folder
 from tests.processes import ETRM, call
 from training.loop import fit
 from utils import distributed
@@ -97,9 +97,17 @@ def test_sums_lists_and_values_reach_every_rank(tmp_path: Path) -> None:
         assert values["slots"] == [0, 1, 2] if rank == 0 else [3, 4, 5]
 
 
-@pytest.mark.parametrize("encoder_type", ["standard", "in_context"])
+@pytest.mark.parametrize(
+    ("script", "choice"),
+    [
+        (ETRM, "arch.encoder_type=standard"),
+        (ETRM, "arch.encoder_type=in_context"),
+        ("pretrain_etrmtrm.py", "arch.recurrent_encoder_type=in_context"),
+    ],
+)
 def test_two_ranks_train_and_evaluate_as_one_does(
-    encoder_type: str,
+    script: str,
+    choice: str,
     shrunk_config: Callable[..., TrainConfig],
     as_overrides: Callable[[TrainConfig, str], list[str]],
     eager_decoder: Path,
@@ -108,27 +116,30 @@ def test_two_ranks_train_and_evaluate_as_one_does(
     tmp_path: Path,
 ) -> None:
     """Same global batch, same draws for exploration, same reduction, same votes; also with contexts of any length."""
+    config_name = CONFIG_NAME if script == ETRM else "cfg_pretrain_etrmtrm_arc_agi_1"
     config = shrunk_config(
         "+run_name=run",
-        f"arch.encoder_type={encoder_type}",
-        f"load_pretrained_decoder={eager_decoder}",
+        choice,
+        *([f"load_pretrained_decoder={eager_decoder}"] if script == ETRM else []),
         "log_interval=1",
         "lr=1e-3",
         "max_eval_groups=3",
         "max_eval_augmentations=3",
         "eval_batch_size=2",
         "log_predictions_every=0",
+        config_name=config_name,
     )
     two_folder = tmp_path / "two"
-    done = call(ETRM, "--config-name", CONFIG_NAME, *as_overrides(config, CONFIG_NAME), folder=two_folder, ranks=2)
+    done = call(script, "--config-name", config_name, *as_overrides(config, config_name), folder=two_folder, ranks=2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run folder") == 1  # rank 0 alone ends with the table
 
     fit(config, ranks)
-    one, two = Path("runs/etrm-arc/run"), two_folder / "runs/etrm-arc/run"
+    one, two = run_folder(config), two_folder / run_folder(config)
     one_lines, two_lines = metrics_of(one), metrics_of(two)
     assert [line["step"] for line in one_lines] == [line["step"] for line in two_lines]
-    assert len({line.get("train/steps") for line in one_lines}) > 2  # exploration had a say
+    if script == ETRM:
+        assert len({line.get("train/steps") for line in one_lines}) > 2  # exploration had a say
     # In evaluation, encoder health is a mean over batches, which differ.
     local = ("per_second", "eval/encoder_")
     for expected, found in zip(one_lines, two_lines, strict=True):

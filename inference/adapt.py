@@ -1,0 +1,325 @@
+"""Test-time training: weights learn from a task's own demonstrations, then answer it.
+
+Each demonstration is asked for in turn, with a random subset of the others shown, in random views. What a test input
+leads to is never seen. The base's weights are copied for each task, so they keep their bits.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from config.schema import TrainConfig
+from dataset.arc_tasks import Task
+from dataset.batches import Batch
+from dataset.build_arc_dataset import store_of_tasks, without_outputs
+from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
+from dataset.store import PuzzleStore
+from evaluators.arc import ARC
+from evaluators.eos_utils import compute_exact_match
+from inference.adapt_answers import Mark, Votes, answer_of, voted
+from inference.adapt_options import AdaptError, AdaptOptions, Budget, mark_updates
+from inference.adapt_systems import refusal, with_new_identifiers
+from inference.adapt_views import TaskViews, asked_of_the_others, task_key
+from inference.adapt_weights import Course, create_task_learner
+from models import create_model
+from models.act import RecursiveReasoner
+from utils.faults import is_out_of_memory
+from utils.threads import one_thread
+
+UPDATE_COST = 3.0  # forward and backward pass of a view, in forward passes
+SPARE = 1.2  # of the time that the last mark took, kept for the next
+ENDS = {
+    "updates": "all updates made",
+    "seconds": "the time was over",
+    "consistent": "every demonstration is explained, also the one left out",
+    "gave_up": "after half of the time no demonstration was explained",
+    "stopped": "stopped by a signal",
+    "one_demonstration": "a task of one demonstration has nothing to leave out: the base answers",
+    "not_finite": "a loss or gradient was not finite: the base answers",
+    "out_of_memory": "memory ran out: the base answers",
+}
+FAILED = ("one_demonstration", "not_finite", "out_of_memory")
+Tell = Callable[[Mark | None, int, float], None]
+
+
+def tell_nothing(mark: Mark | None, updates: int, seconds: float) -> None:
+    """No progress is shown."""
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What an adaptation came to.
+
+    ended: why, a key of `ENDS`.
+    marks: the base's first; of an adaptation that failed nothing after it counts.
+    pooled: how many of the last marks are counted together.
+    versions: of the task, that vote at each mark.
+    model: the weights that answer, in evaluation mode.
+    """
+
+    task: str
+    demonstrations: int
+    updates: int
+    seconds: float
+    ended: str
+    marks: tuple[Mark, ...]
+    pooled: int
+    versions: int
+    model: RecursiveReasoner
+
+    def answer(self, *, by_agreement: bool = True) -> Votes:
+        """The candidates of each test input, best first."""
+        return answer_of(self.marks, self.pooled, by_agreement=by_agreement)
+
+
+class _Asking:
+    """The questions of a task that are asked again at each mark, drawn once."""
+
+    def __init__(self, store: PuzzleStore, key: int, config: TrainConfig, options: AdaptOptions, device: torch.device):
+        self.store, self.device = store, device
+        self.count = int(store.puzzle_demos[0])
+        self.data = FewshotEvalDataset(store, batch_size=config.eval_batch_size, max_demos=config.max_demos)
+        self.batches = [self.data[number] for number in range(len(self.data))]
+        self.explained: Batch | None = None
+        self.left_out: Batch | None = None
+        everything = range(self.count)
+        if self.count >= 2:
+            self.explained = self._of_the_others(everything, 1, config.max_demos)
+        self.out = key % self.count
+        if self.count >= 3 and options.fork_every:
+            self.left_out = self._of_the_others([self.out], options.agreement_views, config.max_demos)
+
+    def _of_the_others(self, asked: Sequence[int], views: int, max_demos: int) -> Batch:
+        pairs = range(self.count)
+        return self._moved(asked_of_the_others(self.store, pairs, asked, views=views, max_demos=max_demos))
+
+    def _moved(self, batch: Batch) -> Batch:
+        return {key: value.to(self.device) for key, value in batch.items()}
+
+    def votes(self, model: RecursiveReasoner) -> Votes:
+        """What the versions of the task vote for. None is predicted again on the full canvas."""
+        voting = ARC(self.data)
+        for batch in self.batches:
+            moved = {key: value.to(self.device) for key, value in batch.items() if key != "query_indices"}
+            *_, outputs = model.rollout(moved)
+            predictions = outputs["logits"].argmax(-1).to(torch.uint8).cpu().numpy()
+            voting.update(batch["query_indices"].numpy(), predictions, outputs["q_halt_logits"].float().cpu().numpy())
+        return tuple(voted(result.candidates) for result in voting.results())
+
+    @staticmethod
+    def right(model: RecursiveReasoner, batch: Batch) -> np.ndarray:
+        """Which demonstrations of a batch are predicted exactly."""
+        *_, outputs = model.rollout(batch)
+        return compute_exact_match(outputs["logits"], batch["labels"]).cpu().numpy()
+
+
+def _mispaired(task: Task) -> Task:
+    """The task with each demonstration's output at the next one's input."""
+    outputs = [pair.output for pair in task.train]
+    pairs = (replace(pair, output=out) for pair, out in zip(task.train, (*outputs[1:], outputs[0]), strict=True))
+    return replace(task, train=tuple(pairs))
+
+
+class _Session:
+    """The adaptation of one model to one task, as it goes on."""
+
+    def __init__(
+        self,
+        model: RecursiveReasoner,
+        config: TrainConfig,
+        task: Task,
+        options: AdaptOptions,
+        budget: Budget,
+        tell: Tell,
+        stop: Any,
+    ):
+        self.began = time.monotonic()
+        self.config, self.options, self.budget = config, options, budget
+        self.task, self.tell, self.stop = without_outputs(task), tell, stop
+        self.device = next(model.parameters()).device
+        self.key = task_key(self.task, options.seed, "answer")
+        store = store_of_tasks([self.task], options.votes - 1, self.key)
+        self.base = with_new_identifiers(model.eval(), config.arch, store.metadata)
+        self.asking = _Asking(store, self.key, config, options, self.device)
+        self.marks: list[Mark] = []
+        self.updates, self.mark_seconds, self.update_seconds = 0, 0.0, 0.0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    def run(self) -> Adaptation:
+        """Ask the base, adapt, ask again at each mark and at the end."""
+        with torch.no_grad():
+            self._mark(self.base, self.base, None)
+        ended, model = self._adapted()
+        failed = ended in FAILED
+        return Adaptation(
+            task=self.task.id,
+            demonstrations=len(self.task.train),
+            updates=self.updates,
+            seconds=self.seconds,
+            ended=ended,
+            marks=tuple(self.marks[:1] if failed else self.marks),
+            pooled=len(self.marks) if self.options.control == "votes" else self.options.pooled_marks,
+            versions=len(self.asking.store.dihedral),
+            model=self.base if failed else model,
+        )
+
+    def _adapted(self) -> tuple[str, RecursiveReasoner]:
+        if self.options.control == "votes":
+            return self._vote_on(), self.base
+        if self.asking.count < 2:
+            return "one_demonstration", self.base
+        try:
+            main, fork = self._courses()
+            ended = self._train(main, fork)
+            return ended, main.settle()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return "out_of_memory", self.base
+
+    def _vote_on(self) -> str:
+        """Let the base vote again and again in other versions, at the cost of updates."""
+        options, config = self.options, self.config
+        asked = options.votes * len(self.task.test) * self.base.max_steps
+        cost = max(1, round(asked / (UPDATE_COST * options.views)))
+        while (ended := self._end()) is None:
+            started = time.monotonic()
+            number = len(self.marks)
+            store = store_of_tasks([self.task], options.votes - 1, task_key(self.task, options.seed, f"votes {number}"))
+            with torch.no_grad():
+                votes = _Asking(store, self.key, config, options, self.device).votes(self.base)
+            self.updates += cost
+            self.mark_seconds = time.monotonic() - started
+            self.marks.append(replace(self.marks[0], updates=self.updates, seconds=self.seconds, votes=votes))
+            self.tell(self.marks[-1], self.updates, self.seconds)
+        return ended
+
+    def _courses(self) -> tuple[Course, Course | None]:
+        """What learns from all demonstrations, and where one is left out, what learns from the others."""
+        start, everything = self.base, list(range(self.asking.count))
+        if self.options.control == "random_weights":
+            torch.manual_seed(self.key % (1 << 63))
+            start = create_model(self.config.arch, self.asking.store.metadata).to(self.device)
+        total, every = self.budget.updates, self.options.fork_every
+        if self.asking.left_out is None:
+            return self._course(start, everything, "main", total), None
+        others = [pair for pair in everything if pair != self.asking.out]
+        forks = None if total is None else total // every
+        mains = None if total is None or forks is None else total - forks
+        return self._course(start, everything, "main", mains), self._course(start, others, "fork", forks)
+
+    def _course(self, start: RecursiveReasoner, pairs: list[int], role: str, total: int | None) -> Course:
+        options = self.options
+        taught = _mispaired(self.task) if options.control == "mispaired" else self.task
+        views = TaskViews(
+            store_of_tasks([taught], 0, 0),
+            pairs,
+            task_key(self.task, options.seed, role),
+            views=options.views,
+            max_demos=self.config.max_demos,
+            translate=options.translate,
+            versions=None if self.base.reads_demonstrations else self.asking.store,
+        )
+        learner = create_task_learner(start, self.config.arch, options)
+        learner.model.train()
+        return Course(learner, views, options, total, self.device)
+
+    def _train(self, main: Course, fork: Course | None) -> str:
+        """Update until something ends it, which is returned; a key of `ENDS`."""
+        while (ended := self._end()) is None:
+            started = time.monotonic()
+            self.updates += 1
+            course = fork if fork is not None and self.updates % self.options.fork_every == 0 else main
+            if course.update() is not None:
+                return "not_finite"
+            self.update_seconds = time.monotonic() - started
+            self.tell(None, self.updates, self.seconds)
+            if mark_updates(self.updates):
+                self._mark_courses(main, fork)
+        if self.marks[-1].updates != self.updates:
+            self._mark_courses(main, fork)
+        return ended
+
+    def _end(self) -> str | None:
+        if self.stop:
+            return "stopped"
+        if self.budget.updates is not None and self.updates >= self.budget.updates:
+            return "updates"
+        spare = self.update_seconds + SPARE * self.mark_seconds
+        if self.budget.seconds is not None and self.seconds + spare >= self.budget.seconds:
+            return "seconds"
+        if self.options.stop_when_consistent and self._is_consistent():
+            return "consistent"
+        if self.options.give_up and self._is_hopeless():
+            return "gave_up"
+        return None
+
+    def _is_hopeless(self) -> bool:
+        seconds = self.budget.seconds
+        return seconds is not None and self.seconds > seconds / 2 and not self.marks[-1].explained
+
+    def _is_consistent(self) -> bool:
+        last = self.marks[1:][-2:]
+        return len(last) == 2 and all(m.agreement == 1.0 and m.explained == self.asking.count for m in last)
+
+    def _mark_courses(self, main: Course, fork: Course | None) -> None:
+        loss = main.mean_loss()
+        if fork is None:
+            with main.answering() as model:
+                return self._mark(model, None, loss)
+        fork.losses.clear()
+        with main.answering() as model, fork.answering() as blind:
+            return self._mark(model, blind, loss)
+
+    def _mark(self, model: RecursiveReasoner, blind: RecursiveReasoner | None, loss: float | None) -> None:
+        """Take the answers of this moment.
+
+        Args:
+            blind: weights that have not seen the demonstration left out.
+        """
+        started, asking = time.monotonic(), self.asking
+        agreement = None
+        if blind is not None and asking.left_out is not None:
+            agreement = float(asking.right(blind, asking.left_out).mean())
+        explained = 0 if asking.explained is None else int(asking.right(model, asking.explained).sum())
+        votes = asking.votes(model)
+        self.mark_seconds = time.monotonic() - started
+        self.marks.append(Mark(self.updates, self.seconds, loss, explained, agreement, votes))
+        self.tell(self.marks[-1], self.updates, self.seconds)
+
+
+def adapt(
+    model: RecursiveReasoner,
+    config: TrainConfig,
+    task: Task,
+    options: AdaptOptions,
+    budget: Budget,
+    *,
+    tell: Tell = tell_nothing,
+    stop: Any = False,
+) -> Adaptation:
+    """Adapt a copy of the model to a task, and answer it.
+
+    Args:
+        model: in evaluation mode afterwards; its weights are not touched.
+        task: its test outputs are not looked at.
+        tell: hears of each update and mark: the mark, if there is a new one, updates and seconds so far.
+        stop: as soon as it is true, what there is answers.
+
+    Raises:
+        AdaptError: options and budget do not go together, or the system cannot be adapted.
+    """
+    budget.check(options)
+    if why := refusal(config.arch, options):
+        raise AdaptError(why)
+    device = next(model.parameters()).device
+    devices = [device] if device.type == "cuda" else []
+    with one_thread(device), torch.random.fork_rng(devices=devices):
+        return _Session(model, config, task, options, budget, tell, stop).run()

@@ -1,0 +1,63 @@
+"""The options of adaptation on a command line, for `solve.py` and `evaluate.py` alike."""
+
+import argparse
+from dataclasses import dataclass
+
+from inference.adapt_options import CONTROLS, AdaptError, AdaptOptions, Budget, parse_options
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command line asks for."""
+
+    options: AdaptOptions
+    budget: Budget
+
+
+def add_adapt_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--adapt`, `--adapt-updates`, `--adapt-with`."""
+    parser.add_argument("--adapt", type=float, metavar="SECONDS", help="train on a task's demonstrations for so long")
+    parser.add_argument("--adapt-updates", type=int, metavar="N", help="the same, for a number of updates: repeatable")
+    parser.add_argument(
+        "--adapt-with",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"how: {', '.join(AdaptOptions.model_fields)}",
+    )
+
+
+def add_control_argument(parser: argparse.ArgumentParser) -> None:
+    """`--adapt-control`."""
+    parser.add_argument("--adapt-control", choices=CONTROLS, help="what is done at the same cost instead")
+
+
+def asked_of(arguments: argparse.Namespace, **values: object) -> Asked | None:
+    """What is asked for; None where nothing is adapted.
+
+    Args:
+        values: options that have a place of their own on the command line; None is left out.
+
+    Raises:
+        AdaptError: options without a budget, or values that are out of range or do not go together.
+    """
+    given = {key: value for key, value in values.items() if value is not None}
+    total = getattr(arguments, "total_seconds", None)
+    if arguments.adapt is None and arguments.adapt_updates is None and total is None:
+        for name in ("adapt_with", "adapt_control"):
+            if getattr(arguments, name, None):
+                raise AdaptError(f"--{name.replace('_', '-')}: needs --adapt SECONDS or --adapt-updates N")
+        return None
+    for name in ("adapt", "adapt_updates", "total_seconds"):
+        value = getattr(arguments, name, None)
+        if value is not None and not 0 < value < float("inf"):
+            raise AdaptError(f"--{name.replace('_', '-')} {value:g}: must be above 0")
+    options = parse_options(arguments.adapt_with, **given)
+    if total is not None and arguments.adapt_updates is not None:
+        raise AdaptError("--total-seconds divides time: give --adapt SECONDS with it, or nothing, not --adapt-updates")
+    if total is not None:
+        options = options.model_copy(update={"give_up": True})
+    budget = Budget(updates=arguments.adapt_updates, seconds=arguments.adapt or total)
+    budget.check(options)
+    return Asked(options, budget)

@@ -1,0 +1,64 @@
+"""`evaluate.py --adapt`: a split answered puzzle by puzzle, with figures beside those of the unadapted weights."""
+
+import argparse
+from pathlib import Path
+
+from checkpoints.checkpoint import Checkpoint, CheckpointError, open_checkpoint
+from dataset.arc_tasks import Task
+from dataset.store import PuzzleStore, load_stores
+from inference.adapt_arguments import Asked
+from inference.adapt_evaluation import Work, answer_all, read_puzzle_list, settings_of, tasks_of_split
+from inference.adapt_figures import figures, write_figures
+from inference.adapt_record import AdaptRecord
+from inference.adapt_systems import refusal
+from inference.restore import config_of
+from utils import distributed
+from utils.distributed import Ranks
+from utils.run_lock import lock_folder, unlock_folder
+
+
+def evaluate_adapted(arguments: argparse.Namespace, asked: Asked, ranks: Ranks) -> dict[str, float]:
+    """Answer every puzzle that is asked for and not yet in the record; the figures of all.
+
+    Raises:
+        AdaptError, CheckpointError, DatasetError: something is missing or does not fit; nothing is begun.
+    """
+    folder = Path(arguments.output_dir)
+    if ranks.is_first:
+        lock_folder(folder)
+    try:
+        return _evaluated(arguments, asked, folder, ranks)
+    finally:
+        if ranks.is_first:
+            unlock_folder(folder)
+
+
+def _evaluated(arguments: argparse.Namespace, asked: Asked, folder: Path, ranks: Ranks) -> dict[str, float]:
+    checkpoint = distributed.on_first_rank(lambda: open_checkpoint(arguments.checkpoint), ranks)
+    store, tasks = distributed.together(lambda: _asked_for(arguments, asked, checkpoint), ranks)
+    work = Work(
+        checkpoint=checkpoint,
+        averaged=not arguments.raw,
+        options=asked.options,
+        budget=asked.budget,
+        device=str(ranks.device),
+        total_seconds=arguments.total_seconds,
+        jobs=arguments.jobs,
+    )
+    record = AdaptRecord(folder)
+    settings = settings_of(work, tasks, arguments.split, store)
+    distributed.on_first_rank(lambda: record.open(settings), ranks)
+    found = answer_all(work, tasks, record, ranks)
+    curve_end = None if arguments.total_seconds is not None else asked.budget.seconds
+    metrics = figures(tasks, found, checkpoint.trained_on, asked.options, curve_end)
+    if ranks.is_first:
+        write_figures(folder, tasks, found, checkpoint.trained_on, metrics, checkpoint.step)
+    return metrics
+
+
+def _asked_for(arguments: argparse.Namespace, asked: Asked, checkpoint: Checkpoint) -> tuple[PuzzleStore, list[Task]]:
+    if why := refusal(config_of(checkpoint).arch, asked.options):
+        raise CheckpointError(f"{checkpoint.path}: {why}")
+    store = load_stores(tuple(arguments.data_paths) or tuple(checkpoint.config["data_paths"]))
+    puzzles = [] if arguments.puzzles is None else read_puzzle_list(arguments.puzzles)
+    return store, tasks_of_split(store, arguments.split, arguments.max_groups, puzzles)

@@ -1,0 +1,42 @@
+"""ETRMTRM, variant C: the cells of demonstrations and answer reason in one recursion, with networks of their own."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from dataset.batches import Batch
+from models.act import Thought
+from models.encoders.base import EncoderOutput, MovingEvidence
+from models.encoders.recurrent_in_context import CellLatent
+from models.recursive_reasoning.etrmtrm import TRMWithRecurrentEncoder, change_measures
+
+
+class TRMWithJointEncoder(TRMWithRecurrentEncoder):
+    """In each H cycle of an ACT step z_e moves on, reading z_H; then z_L and z_H do, reading z_e.
+
+    Both have the gradient of the last cycle, and both are carried, detached, to the next step.
+    """
+
+    def think(self, carry: Any, data: Batch, encoding: EncoderOutput, active: Bool[Tensor, "batch 900"]) -> Thought:
+        latent = self.encoder.begin(self.encoder.reset_carry(carry.halted, carry.encoder_carry), encoding)
+        inner_carry = self.inner.reset_carry(carry.halted, carry.inner_carry)
+        inner_carry, logits, halting = self.decode(inner_carry, data, moving(encoding, latent), active)
+        norms = (latent.packing.norms(rows.detach()) for rows in (latent.start, latent.z_e, latent.z_e - latent.start))
+        changed = {"inner_carry": inner_carry, "encoder_carry": latent.carry()}
+        return Thought(shown(encoding, latent), logits, halting, changed, change_measures(*norms))
+
+
+def moving(tokens: EncoderOutput, latent: CellLatent) -> MovingEvidence:
+    """What the decoder takes: the first token, and cells whose latent moves on."""
+    fields = {name: getattr(tokens, name) for name in EncoderOutput.__dataclass_fields__}
+    beside = {"packing": latent.packing, "rotary": latent.rotary, "beside": latent.beside}
+    return MovingEvidence(**fields | {"is_read": True}, **beside)
+
+
+def shown(tokens: EncoderOutput, latent: CellLatent) -> EncoderOutput:
+    """The context at the end of the step: the first token, and what the decoder read last of each cell."""
+    cells = latent.packing.scatter(latent.shown, torch.zeros_like(tokens.context[:, 1:]))
+    fields = {name: getattr(tokens, name) for name in EncoderOutput.__dataclass_fields__}
+    return EncoderOutput(**fields | {"context": torch.cat([tokens.context[:, :1], cells], dim=1)})

@@ -1,0 +1,366 @@
+"""Adapting to a task: what it may see, what it leaves untouched, what it depends on, and how it ends."""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from checkpoints.checkpoint import CheckpointError
+from dataset.arc_tasks import Pair, Task
+from inference import adapt_views
+from inference.adapt import Adaptation, _Session, adapt, tell_nothing
+from inference.adapt_options import AdaptError, AdaptOptions, Budget, mark_updates, parse_options
+from inference.adapt_record import Answered
+from inference.adapt_weights import create_task_learner
+from inference.solver import Solver
+from models.recursive_reasoning.trm import EMBEDDINGS
+
+TINY = (
+    "arch.encoder_type=in_context",
+    "arch.H_cycles=1",
+    "arch.L_cycles=1",
+    "arch.halt_max_steps=1",
+)
+QUICK = AdaptOptions(votes=4, views=4, agreement_views=2, warmup_updates=2, lr=3e-3)
+
+ROUGH = QUICK.model_copy(update={"votes": 8})  # more than a task's marks have predictions
+
+
+@pytest.fixture(scope="module")
+def solver(untrained: Callable[..., Path]) -> Solver:
+    return Solver.load(untrained(*TINY), device="cpu")
+
+
+def random_task(seed: int, demos: int = 3, tests: int = 1) -> Task:
+    """Grids of 2 x 2 that are turned upside down."""
+    rng = np.random.default_rng(seed)
+    grids = [rng.integers(0, 10, (2, 2)).astype(np.uint8) for _ in range(demos + tests)]
+    pairs = tuple(Pair(grid, grid[::-1].copy()) for grid in grids)
+    return Task(f"t{seed}", "toy", pairs[:demos], pairs[demos:])
+
+
+def blank_task(demos: int = 3) -> Task:
+    """Whatever the input, the output is one black cell: learned in a moment."""
+    task = random_task(9, demos)
+    black = np.zeros((1, 1), dtype=np.uint8)
+    return replace(task, train=tuple(replace(pair, output=black) for pair in task.train))
+
+
+def adapted(solver: Solver, task: Task, options: AdaptOptions = QUICK, updates: int = 17, **more: Any) -> Adaptation:
+    return adapt(solver.model, solver.config, task, options, Budget(updates=updates), **more)
+
+
+def found(adaptation: Adaptation) -> str:
+    """Everything that an adaptation came to, but its name and the time it took."""
+    value = Answered.of(adaptation, None).to_json() | {"puzzle": "", "seconds": 0}
+    return json.dumps({**value, "marks": [{**mark, "seconds": 0} for mark in value["marks"]]})
+
+
+def bits(state: dict[str, torch.Tensor]) -> list[tuple[str, bytes]]:
+    return [(name, tensor.numpy().tobytes()) for name, tensor in state.items()]
+
+
+@pytest.mark.parametrize("weights", ["full", "lora", "encoder_only"])
+def test_the_base_keeps_its_bits(solver: Solver, weights: str) -> None:
+    before = bits(solver.model.state_dict())
+    trained = [p.requires_grad for p in solver.model.parameters()]
+    done = adapted(solver, random_task(0), QUICK.model_copy(update={"weights": weights}))
+    assert done.ended == "updates"
+    assert bits(solver.model.state_dict()) == before
+    assert [p.requires_grad for p in solver.model.parameters()] == trained
+    assert not solver.model.training
+    assert done.marks[-1].loss != done.marks[1].loss
+
+
+def test_an_answer_does_not_depend_on_the_tasks_before_and_beside(solver: Solver) -> None:
+    torch.manual_seed(1)
+    alone = adapted(solver, random_task(2, tests=2))
+    torch.manual_seed(2)
+    tasks = [random_task(0), random_task(1, demos=2), replace(random_task(2, tests=2), id="renamed")]
+    solutions, _ = solver.solve_adapted(tasks, QUICK, Budget(updates=17))
+    last = solutions[-1].adaptation
+    assert last is not None
+    one, other = Answered.of(alone, None), last
+    assert one.answer != ()
+    assert [m.loss for m in one.marks] == [m.loss for m in other.marks]
+    assert json.dumps(one.to_json()["answer"]) == json.dumps(other.to_json()["answer"])
+
+
+def test_the_outputs_of_test_inputs_are_never_seen(solver: Solver) -> None:
+    """Outputs of other sizes and of noise change no bit of what the weights become and answer."""
+    task = random_task(3, tests=2)
+    noise = (np.full((7, 3), 5, dtype=np.uint8), None)
+    told = replace(task, test=tuple(Pair(p.input, out) for p, out in zip(task.test, noise, strict=True)))
+    one, other = adapted(solver, task), adapted(solver, told)
+    assert found(one) == found(other)
+    assert bits(one.model.state_dict()) == bits(other.model.state_dict())
+
+
+def test_demonstrations_and_seed_decide(solver: Solver) -> None:
+    one = found(adapted(solver, random_task(3)))
+    assert one == found(adapted(solver, random_task(3)))
+    assert one != found(adapted(solver, random_task(4)))
+    assert one != found(adapted(solver, random_task(3), QUICK.model_copy(update={"seed": 1})))
+
+
+def test_it_learns_a_task_and_stops_as_soon_as_that_is_consistent(solver: Solver) -> None:
+    black = np.zeros((1, 1), dtype=np.uint8)
+    done = adapted(solver, blank_task(), QUICK.model_copy(update={"fork_every": 2}), updates=1000)
+    assert done.ended == "consistent"
+    assert done.updates < 1000
+    (before,), (after,) = done.marks[0].votes, done.answer()
+    assert not before or not np.array_equal(before[0].grid, black)
+    assert np.array_equal(after[0].grid, black)
+    assert done.marks[0].explained == 0
+    assert [(m.explained, m.agreement) for m in done.marks[-2:]] == [(3, 1.0), (3, 1.0)]
+
+
+def test_one_demonstration_is_left_out_of_three_or_more(solver: Solver) -> None:
+    """Its views decide the agreement; where there are two, both are needed to train on."""
+    agreements = [[m.agreement for m in adapted(solver, blank_task(n), updates=3).marks] for n in (2, 3)]
+    assert agreements == [[None, None], [0.0, 0.0]]
+    session = _Session(solver.model, solver.config, blank_task(4), QUICK, Budget(updates=1), tell_nothing, False)
+    main, fork = session._courses()
+    assert fork is not None
+    assert session.asking.left_out is not None
+    assert len(session.asking.left_out["inputs"]) == QUICK.agreement_views
+    assert set(main.views.pairs) - set(fork.views.pairs) == {session.asking.out}
+    asked = session.asking.left_out["inputs"][0]
+    plain = adapt_views.draw_views(
+        fork.views.store,
+        np.zeros(4, dtype=np.uint8),
+        np.tile(np.arange(10, dtype=np.uint8), (4, 1)),
+        np.zeros(4, dtype=np.int64),
+        np.full((4, 1), -1),
+        np.arange(4),
+    )["inputs"]
+    assert [torch.equal(asked, grid) for grid in plain] == [pair == session.asking.out for pair in range(4)]
+
+
+def test_seconds_are_kept_to_and_replayed_from_their_updates(solver: Solver) -> None:
+    task = random_task(5)
+    timed = adapt(solver.model, solver.config, task, QUICK, Budget(seconds=3.0))
+    assert timed.ended == "seconds"
+    assert timed.updates > 3
+    assert timed.seconds < 4.0
+    assert found(adapted(solver, task, updates=timed.updates)).replace('"updates",', '"seconds",') == found(
+        timed
+    ).replace('"updates",', '"seconds",')
+
+
+def test_a_task_of_one_demonstration_is_answered_by_the_base_and_says_so(solver: Solver) -> None:
+    done = adapted(solver, random_task(6, demos=1))
+    assert (done.ended, done.updates, len(done.marks)) == ("one_demonstration", 0, 1)
+    assert done.model is solver.model
+
+
+def test_where_numbers_are_not_finite_the_base_answers(solver: Solver) -> None:
+    broken = copy.deepcopy(solver.model)
+    with torch.no_grad():
+        broken.inner.q_head.bias.fill_(float("inf"))
+    done = adapt(broken, solver.config, random_task(7), QUICK, Budget(updates=5))
+    assert (done.ended, len(done.marks)) == ("not_finite", 1)
+    assert done.model is broken
+
+
+def test_where_memory_runs_out_the_base_answers(solver: Solver) -> None:
+    def full(mark: Any, updates: int, seconds: float) -> None:
+        if updates == 3:
+            raise MemoryError
+
+    done = adapted(solver, random_task(7), tell=full)
+    assert (done.ended, len(done.marks)) == ("out_of_memory", 1)
+    assert done.answer() == done.marks[0].votes
+
+
+class StopAfter:
+    """A request to stop that comes after some looks."""
+
+    def __init__(self, looks: int):
+        self.looks = looks
+
+    def __bool__(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+
+def test_a_request_to_stop_is_answered_with_what_there_is(solver: Solver) -> None:
+    task = random_task(8)
+    stopped = adapted(solver, task, updates=1000, stop=StopAfter(19))
+    assert (stopped.ended, stopped.updates) == ("stopped", 19)
+    whole = adapted(solver, task, updates=19)
+    assert json.dumps(Answered.of(stopped, None).to_json()["answer"]) == json.dumps(
+        Answered.of(whole, None).to_json()["answer"]
+    )
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "weights=lora",
+        "weights=encoder_only",
+        "lr=1e-4",
+        "warmup_updates=9",
+        "schedule=cosine",
+        "weight_decay=1",
+        "grad_clip_norm=0.01",
+        "views=3",
+        "ema_rate=0.5",
+        "translate=false",
+        "fork_every=0",
+        "fork_every=3",
+        "pooled_marks=1",
+        "votes=3",
+        "seed=1",
+        "control=votes",
+        "control=mispaired",
+        "control=random_weights",
+    ],
+)
+def test_every_option_changes_something(solver: Solver, setting: str) -> None:
+    task = random_task(1)
+    options = parse_options([setting], **ROUGH.model_dump(exclude={setting.partition("=")[0]}))
+    one, other = adapted(solver, task, options), adapted(solver, task, ROUGH)
+    assert found(one) != found(other) or bits(one.model.state_dict()) != bits(other.model.state_dict())
+
+
+def test_act_steps_and_the_rank_of_low_rank_changes_change_something(untrained: Callable[..., Path]) -> None:
+    solver = Solver.load(untrained(*TINY, "arch.halt_max_steps=3"), device="cpu")
+    task = random_task(1)
+    assert found(adapted(solver, task)) != found(adapted(solver, task, QUICK.model_copy(update={"act_steps": 1})))
+    ranks = [QUICK.model_copy(update={"weights": "lora", "lora_rank": rank}) for rank in (1, 4)]
+    assert found(adapted(solver, task, ranks[0])) != found(adapted(solver, task, ranks[1]))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("arch.encoder_type=standard",),
+        ("arch.encoder_type=hybrid_variational",),
+        ("arch.encoder_type=lpn_standard",),
+    ],
+)
+def test_every_encoder_can_be_adapted_repeatably(untrained: Callable[..., Path], overrides: tuple[str, ...]) -> None:
+    solver = Solver.load(untrained(*TINY, *overrides), device="cpu")
+    done = adapted(solver, random_task(1))
+    assert done.ended == "updates"
+    torch.manual_seed(5)
+    assert found(adapted(solver, random_task(1))) == found(done)
+
+
+@pytest.mark.parametrize("kind", ["recurrent_standard", "trm_style"])
+def test_recurrent_encoders_can_be_adapted(untrained: Callable[..., Path], kind: str) -> None:
+    run = untrained(*TINY[1:], f"arch.recurrent_encoder_type={kind}", config_name="cfg_pretrain_etrmtrm_arc_agi_1")
+    assert adapted(Solver.load(run, device="cpu"), random_task(1)).ended == "updates"
+
+
+def test_low_rank_changes_leave_the_matrices_and_encoder_only_leaves_the_decoder(solver: Solver) -> None:
+    task = random_task(1)
+    base = dict(solver.model.named_parameters())
+    for weights, kept in (("lora", "original"), ("encoder_only", "inner.")):
+        done = adapted(solver, task, QUICK.model_copy(update={"weights": weights}))
+        names = {n: p for n, p in done.model.named_parameters() if kept in n}
+        assert names
+        for name, parameter in names.items():
+            plain = name.replace("parametrizations.weight.original", "weight")
+            assert torch.equal(parameter, base[plain]), name
+
+
+def test_adapting_random_weights_does_not_depend_on_the_base(solver: Solver, untrained: Callable[..., Path]) -> None:
+    other = Solver.load(untrained(*TINY, "seed=5"), device="cpu")
+    options = QUICK.model_copy(update={"control": "random_weights"})
+    one, two = (adapted(s, random_task(1), options) for s in (solver, other))
+    assert [m.loss for m in one.marks] == [m.loss for m in two.marks]
+    plain = [adapted(s, random_task(1)) for s in (solver, other)]
+    assert [m.loss for m in plain[0].marks] != [m.loss for m in plain[1].marks]
+
+
+def test_wrongly_paired_demonstrations_are_trained_on_and_the_right_ones_asked_about(solver: Solver) -> None:
+    """Outputs that are all the same cannot be paired wrongly."""
+    options = QUICK.model_copy(update={"control": "mispaired"})
+    assert found(adapted(solver, blank_task(), options)) == found(adapted(solver, blank_task()))
+    one, other = (Answered.of(adapted(solver, random_task(1), o), None).to_json()["marks"] for o in (options, QUICK))
+    assert {**one[0], "seconds": 0} == {**other[0], "seconds": 0}
+    assert one[1]["loss"] != other[1]["loss"]
+
+
+def test_more_votes_are_new_versions_and_no_training(solver: Solver) -> None:
+    done = adapted(solver, random_task(1), QUICK.model_copy(update={"control": "votes"}), updates=10)
+    assert done.model is solver.model
+    assert done.pooled == len(done.marks) > 3
+    counted = sum(vote.votes for vote in done.answer()[0])
+    assert counted == sum(vote.votes for mark in done.marks[1:] for vote in mark.votes[0])
+    grids = [sorted(vote.grid.tobytes() for vote in mark.votes[0]) for mark in done.marks]
+    assert grids[1] != grids[2]
+
+
+def test_marks_are_taken_at_updates_that_grow_by_half() -> None:
+    assert [n for n in range(130) if mark_updates(n)] == [16, 24, 36, 54, 81, 121]
+
+
+def test_what_does_not_go_together_is_refused(solver: Solver, untrained: Callable[..., Path]) -> None:
+    for budget in (Budget(), Budget(updates=1, seconds=1)):
+        with pytest.raises(AdaptError, match="one of the two"):
+            adapt(solver.model, solver.config, random_task(0), QUICK, budget)
+    with pytest.raises(AdaptError, match="cosine"):
+        adapt(solver.model, solver.config, random_task(0), parse_options(["schedule=cosine"]), Budget(seconds=1))
+    with pytest.raises(AdaptError, match="lr=0"):
+        parse_options(["lr=0"])
+    with pytest.raises(AdaptError, match="KEY one of"):
+        parse_options(["speed=1"])
+
+
+def test_predict_takes_seconds_or_updates(solver: Solver) -> None:
+    task = random_task(0)
+    (plain,) = solver.predict(task, votes=4)
+    (by_updates,) = solver.predict(task, votes=4, adapt_updates=5, adapt_with=QUICK)
+    (by_seconds,) = solver.predict(task, votes=4, adapt=0.5, adapt_with=QUICK)
+    assert plain.adaptation is None
+    assert by_updates.adaptation is not None
+    assert by_updates.adaptation.updates == 5
+    assert by_seconds.adaptation is not None
+    assert by_seconds.adaptation.seconds < 1.5
+    assert by_updates.trace.votes == by_updates.adaptation.answer[0]
+    assert by_updates.versions == 4
+
+
+def test_a_trm_learns_new_identifiers_and_its_weights(untrained: Callable[..., Path]) -> None:
+    run = untrained(*TINY[1:], config_name="cfg_pretrain_trm_arc_agi_1")
+    trm = Solver.load(run, device="cpu")
+    before = bits(trm.model.state_dict())
+    done = adapted(trm, blank_task(), QUICK.model_copy(update={"lr": 1e-2}), updates=121)
+    assert bits(trm.model.state_dict()) == before
+    rows = done.model.state_dict()[EMBEDDINGS]
+    assert len(rows) == 1 + QUICK.votes
+    assert not torch.equal(rows[1], rows[2])
+    assert done.marks[-1].loss is not None
+    assert done.marks[1].loss is not None
+    assert done.marks[-1].loss < done.marks[1].loss / 2
+    (solution,) = trm.predict(blank_task(), votes=4, adapt_updates=20, adapt_with=QUICK)
+    assert solution.adaptation is not None
+    for setting in ({"weights": "encoder_only"}, {"control": "votes"}):
+        with pytest.raises(AdaptError, match="TRM"):
+            adapted(trm, blank_task(), QUICK.model_copy(update=setting))
+
+
+def test_a_trm_hybrid_says_why_it_cannot(untrained: Callable[..., Path], tiny_llama: Path, tmp_path: Path) -> None:
+    run = untrained(f"text_model={tiny_llama}", f"arch.text_cache={tmp_path}", config_name="cfg_pretrain_trm_hybrid")
+    with pytest.raises(CheckpointError, match="every view"):
+        Solver.load(run, device="cpu").predict(random_task(0), adapt_updates=1)
+
+
+def test_trained_weights_are_those_that_answer(solver: Solver) -> None:
+    """The average, which the marks ask, is what stays in the model."""
+    learner = create_task_learner(solver.model, solver.config.arch, QUICK)
+    assert learner.ema is not None
+    done = adapted(solver, random_task(1))
+    again = adapt(done.model, solver.config, random_task(1), QUICK, Budget(updates=1))
+    assert [[v.grid.tolist() for v in part] for part in again.marks[0].votes] == [
+        [v.grid.tolist() for v in part] for part in done.marks[-1].votes
+    ]

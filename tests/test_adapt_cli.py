@@ -1,0 +1,264 @@
+"""`evaluate.py --adapt` and `solve.py --adapt` as a user calls them: resumed, interrupted, divided, limited."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from inference import evaluate_cli
+from solve import main as solve_main
+from tests.processes import ROOT, Launch, call
+
+KILLS = 4
+QUICK = ["votes=2", "views=2", "agreement_views=1", "fork_every=3", "lr=3e-3"]
+FOUR = ["half", "other", "same1", "same2"]
+
+
+@pytest.fixture(scope="module")
+def data(toy_dataset: Callable[..., Path]) -> Path:
+    """Four held-out puzzles of small grids."""
+    return toy_dataset()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(untrained: Callable[..., Path]) -> Path:
+    return untrained("arch.encoder_type=in_context", "arch.H_cycles=1", "arch.L_cycles=1", "arch.halt_max_steps=1")
+
+
+@pytest.fixture(scope="module")
+def base(checkpoint: Path, data: Path) -> list[str]:
+    return ["--checkpoint", str(checkpoint), "--data-paths", str(data), "--device", "cpu", "--adapt-with", *QUICK]
+
+
+def evaluate(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
+    evaluate_cli.main(arguments)
+    return json.loads(capsys.readouterr().out)
+
+
+def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        evaluate_cli.main(arguments)
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def puzzles_of(folder: Path) -> list[dict[str, Any]]:
+    """What is written of each puzzle, without the time it took."""
+    found = [json.loads(path.read_text()) for path in sorted((folder / "puzzles").glob("*.json"))]
+    for value in found:
+        value["seconds"] = 0
+        for mark in value["marks"]:
+            mark["seconds"] = 0
+    return found
+
+
+def test_a_split_is_answered_with_figures_beside_the_base(
+    base: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = evaluate([*base, "--adapt-updates", "6", "--output-dir", "out"], capsys)
+    out = tmp_path / "out"
+    assert metrics == json.loads((out / "metrics.json").read_text())
+    assert {"ARC/pass@2", "ARC/adapted_pass@2", "ARC/adapted_pass@2_low", "ARC/adapted_by_votes_pass@2"} <= {*metrics}
+    assert metrics["ARC/num_puzzles"] == 4
+    assert metrics["ARC/num_test_inputs"] == 5
+    assert metrics["adapt/updates_per_puzzle"] == 6
+    assert sorted(found["puzzle"] for found in puzzles_of(out)) == FOUR
+    assert sorted(json.loads((out / "trained_on.json").read_text())["held_out_demonstrations"]) == FOUR
+    assert sorted(json.loads((out / "submission.json").read_text())) == FOUR
+    assert sorted(json.loads((out / "puzzles.json").read_text())["puzzles"]) == FOUR
+    (tmp_path / "list.txt").write_text("# two\nsame1\n\nhalf  # with two test inputs\n")
+    few = [*base, "--adapt-updates", "6", "--puzzles", "list.txt", "--output-dir", "few"]
+    assert evaluate(few, capsys)["ARC/num_test_inputs"] == 3
+    by_name = {value["puzzle"]: value for value in puzzles_of(out)}
+    assert puzzles_of(tmp_path / "few") == [by_name["same1"], by_name["half"]]
+
+
+@pytest.mark.torture
+def test_an_evaluation_that_is_killed_goes_on_and_answers_each_puzzle_once(base: list[str], tmp_path: Path) -> None:
+    """Killed at random moments, between puzzles and in them: the record is that of a call that was never killed."""
+    arguments = [*base, "--adapt-updates", "12"]
+    assert call("evaluate.py", *arguments, "--output-dir", "whole", folder=tmp_path).returncode == 0
+    written: dict[str, int] = {}
+    rng = random.Random(0)
+    for _ in range(KILLS):
+        launch = Launch(tmp_path, [*arguments, "--output-dir", "killed"], script="evaluate.py")
+        launch.wait_for_output("adapt:")
+        time.sleep(rng.uniform(0.0, 3.0))
+        launch.kill()
+        for path in (tmp_path / "killed/puzzles").glob("*.json"):
+            assert written.setdefault(path.name, path.stat().st_mtime_ns) == path.stat().st_mtime_ns
+    assert call("evaluate.py", *arguments, "--output-dir", "killed", folder=tmp_path).returncode == 0
+    for name, when in written.items():
+        assert (tmp_path / "killed/puzzles" / name).stat().st_mtime_ns == when
+    assert puzzles_of(tmp_path / "killed") == puzzles_of(tmp_path / "whole")
+    assert not list((tmp_path / "killed/puzzles").glob(".*"))
+
+
+def test_a_complete_record_is_read_and_nothing_done_again(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*base, "--adapt-updates", "2", "--output-dir", "out"]
+    first = evaluate(arguments, capsys)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/puzzles").iterdir()}
+    assert evaluate(arguments, capsys) == first
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    (tmp_path / "out/puzzles/0001.json").unlink()
+    assert {**evaluate(arguments, capsys), "adapt/seconds_per_puzzle": 0} == {**first, "adapt/seconds_per_puzzle": 0}
+    assert "budget=" in refusal([*base, "--adapt-updates", "3", "--output-dir", "out"], capsys)
+    assert "options=" in refusal([*arguments, "--seed", "1"], capsys)
+    (tmp_path / "out/puzzles/0001.json").write_text("{}")
+    assert "0001.json: damaged" in refusal(arguments, capsys)
+
+
+def test_several_processes_give_the_same_answers(base: list[str], tmp_path: Path) -> None:
+    arguments = [*base, "--adapt-updates", "6"]
+    assert call("evaluate.py", *arguments, "--output-dir", "one", folder=tmp_path).returncode == 0
+    command = [sys.executable, str(ROOT / "evaluate.py"), *arguments, "--jobs", "2", "--output-dir", "two"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "2 at a time" in done.stderr
+    assert puzzles_of(tmp_path / "two") == puzzles_of(tmp_path / "one")
+
+
+@pytest.mark.torture
+def test_processes_end_with_the_one_that_started_them(base: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "evaluate.py"), *base, "--adapt", "500", "--jobs", "2"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as parent:
+        workers: list[psutil.Process] = []
+        end = time.monotonic() + 120
+        while len(workers) < 2 and time.monotonic() < end:
+            children = psutil.Process(parent.pid).children(recursive=True)
+            workers = [p for p in children if "spawn_main" in " ".join(p.cmdline())]
+            time.sleep(0.1)
+        parent.kill()
+    assert len(workers) == 2
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive
+
+
+def test_ranks_divide_the_puzzles(base: list[str], tmp_path: Path) -> None:
+    arguments = [*base, "--adapt-updates", "6"]
+    for ranks in (1, 2):
+        done = call("evaluate.py", *arguments, "--output-dir", f"of{ranks}", folder=tmp_path, ranks=ranks)
+        assert done.returncode == 0, done.stderr
+    assert puzzles_of(tmp_path / "of2") == puzzles_of(tmp_path / "of1")
+
+
+def test_a_total_of_seconds_is_said_first_divided_and_kept_to(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    began = time.monotonic()
+    evaluate([*base, "--total-seconds", "12", "--output-dir", "out"], capsys)
+    assert time.monotonic() - began < 20
+    assert "4 puzzles, 0 of them answered before; 1 at a time, 12 s in all" in caplog.text
+    found = puzzles_of(tmp_path / "out")
+    allowed = [value["allowed_seconds"] for value in found]
+    assert all(2.0 < seconds < 12.0 for seconds in allowed)
+    assert all(value["updates"] > 3 for value in found)
+
+
+def test_time_that_a_puzzle_leaves_goes_to_the_others(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A cap leaves most of the first three shares unused; a puzzle that explains nothing at half time gives up."""
+    evaluate([*base, "--total-seconds", "40", "--adapt", "1.5", "--output-dir", "out"], capsys)
+    assert all(value["allowed_seconds"] == 1.5 for value in puzzles_of(tmp_path / "out"))
+    evaluate([*base, "--total-seconds", "16", "--output-dir", "shared"], capsys)
+    found = puzzles_of(tmp_path / "shared")
+    assert {value["ended"] for value in found} == {"gave_up"}
+    assert max(value["allowed_seconds"] for value in found) > 5.0  # an even share would be 4
+
+
+@pytest.mark.parametrize("control", ["votes", "mispaired", "random_weights"])
+def test_a_control_has_figures_of_its_own(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], control: str
+) -> None:
+    arguments = [*base, "--adapt", "2", "--max-groups", "1", "--adapt-control", control, "--output-dir", "out"]
+    metrics = evaluate(arguments, capsys)
+    assert f"ARC/{control}_pass@2" in metrics
+    assert f"ARC/{control}_pass@2_after_0.5s" in metrics
+    assert "ARC/adapted_pass@2" not in metrics
+    assert metrics["adapt/seconds_per_puzzle"] < 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--jobs", "2"], "--jobs: needs --adapt"),
+        (["--puzzles", "x"], "--puzzles: needs --adapt"),
+        (["--output-dir", "x"], "--output-dir: needs --adapt"),
+        (["--adapt-control", "votes"], "--adapt-control: needs --adapt"),
+        (["--adapt", "0"], "--adapt 0: must be above 0"),
+        (["--adapt", "1", "--adapt-updates", "1"], "one of the two"),
+        (["--adapt", "1", "--shuffle"], "mispaired"),
+        (["--adapt", "1", "--batch-size", "4"], "--batch-size: is not read"),
+        (["--total-seconds", "9", "--adapt-updates", "1"], "--total-seconds divides time"),
+        (["--adapt", "1", "--puzzles", "no.txt"], "no.txt: cannot be read"),
+        (["--adapt", "1", "--adapt-with", "lr=x"], "lr=x"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    plain = ["--checkpoint", str(checkpoint), "--data-paths", str(data), "--device", "cpu"]
+    assert said in refusal([*plain, *arguments], capsys)
+    assert not Path("adapted").exists()
+
+
+def test_puzzles_that_are_not_in_the_split_are_refused_before_any_work(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for content, said in (
+        ("same1\nnobody\n", "'nobody'"),
+        ("same1\nsame1\n", "stands twice"),
+        ("# none\n", "no puzzle"),
+    ):
+        (tmp_path / "list.txt").write_text(content)
+        arguments = [*base, "--adapt-updates", "1", "--puzzles", "list.txt", "--output-dir", "out"]
+        assert said in refusal(arguments, capsys)
+        assert not (tmp_path / "out").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").write_text("")
+    assert "is not empty" in refusal([*base, "--adapt-updates", "1", "--output-dir", "mine"], capsys)
+
+
+TASK = {
+    "train": [{"input": [[1, 2]], "output": [[2, 1]]}, {"input": [[3, 4]], "output": [[4, 3]]}] * 2,
+    "test": [{"input": [[5, 6]], "output": [[6, 5]]}],
+}
+
+
+def test_solving_shows_the_curve_and_after_how_many_updates_the_answer_changed(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "task.json").write_text(json.dumps(TASK))
+    arguments = ["--checkpoint", str(checkpoint), "task.json", "--adapt-updates", "17", "--adapt-with", *QUICK[1:]]
+    solve_main([*arguments, "--votes", "2", "--explain"])
+    shown = capsys.readouterr().out
+    assert "demonstrations explained" in shown
+    assert [line.split()[0] for line in shown.splitlines() if " of 4 " in line] == ["0", "16", "17"]
+    assert "task: 17 updates in " in shown
+    assert "The answer " in shown
+    assert json.loads((tmp_path / "solutions/submission.json").read_text()).keys() == {"task"}
+
+
+def test_an_interrupted_adaptation_answers_with_what_it_has(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "tasks.json").write_text(json.dumps({"a": TASK, "b": TASK}))
+    arguments = ["--checkpoint", str(checkpoint), "tasks.json", "--adapt", "500", "--votes", "2", "--device", "cpu"]
+    launch = Launch(tmp_path, arguments, script="solve.py")
+    launch.wait_for_output(" 16 updates")
+    launch.send(signal.SIGINT)
+    assert launch.wait() == [0], launch.output()
+    assert "stopped by SIGINT: the answers are those so far" in launch.output()
+    assert "a: " in launch.output()
+    assert "b: 0 updates" in launch.output()
+    assert json.loads((tmp_path / "solutions/submission.json").read_text()).keys() == {"a", "b"}
