@@ -136,6 +136,7 @@ class TrainConfig(Section):
     muon_lr: PositiveFloat = 1e-2
     min_demos: Positive | None = None
     compile: Annotated[Literal["auto", "on", "off"], OnOrOff] = "auto"
+    eval_batch_tokens: Positive | None = None
     data_workers: NonNegative
     project_name: PathPart = "etrm-arc"
     run_name: PathPart | None = None

@@ -7,6 +7,9 @@ sequence.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,11 +34,27 @@ def trunc_normal_(tensor: Tensor, std: float) -> Tensor:
     return nn.init.trunc_normal_(tensor, std=sigma, a=-2 * sigma, b=2 * sigma)
 
 
+class _StandIn(torch.autograd.Function):
+    """A weight's copy in another dtype; each use gives the weight a gradient in its own dtype."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, copy: Tensor) -> Tensor:
+        ctx.dtype = weight.dtype
+        return copy.view_as(copy)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad.to(ctx.dtype), None
+
+
 class Linear(nn.Linear):
     """A linear map with float32 weights, computed in the dtype of its input; weight std 1/√fan_in, bias 0."""
 
+    copy: Tensor | None  # the weight in another dtype, inside `weights_cast_once`
+
     def __init__(self, in_features: int, out_features: int, bias: bool = False):
         super().__init__(in_features, out_features, bias=bias)
+        self.copy = None
 
     def reset_parameters(self) -> None:
         trunc_normal_(self.weight, self.in_features**-0.5)
@@ -44,7 +63,22 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)
-        return F.linear(input, self.weight.to(input.dtype), bias)
+        weight = self.weight.to(input.dtype) if self.copy is None else _StandIn.apply(self.weight, self.copy)
+        return F.linear(input, weight, bias)
+
+
+@contextmanager
+def weights_cast_once(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Inside the block the linear maps of a module, which compute in `dtype`, have cast their weights; these must not
+    change meanwhile. For a network that runs many times in one step."""
+    linears = [part for part in module.modules() if isinstance(part, Linear) and part.weight.dtype != dtype]
+    for linear in linears:
+        linear.copy = linear.weight.detach().to(dtype)
+    try:
+        yield
+    finally:
+        for linear in linears:
+            linear.copy = None
 
 
 class TokenEmbedding(nn.Module):
@@ -213,7 +247,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(F.silu(gate) * up if torch.is_grad_enabled() else F.silu(gate).mul_(up))
 
 
 class LayerScale(nn.Module):
@@ -248,7 +282,8 @@ class Residual(nn.Module):
     def after(self, x: Tensor, branch: Tensor) -> Tensor:
         """What the block goes on with."""
         branch = self.layer_scale(branch)
-        total = x + (branch if self.residual_scale == 1 else self.residual_scale * branch)
+        branch = branch if self.residual_scale == 1 else self.residual_scale * branch
+        total = branch.add_(x)  # a tensor that nobody else has: a product's, or a multiple of it
         return total if self.is_pre else rms_norm(total)
 
 

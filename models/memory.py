@@ -31,7 +31,7 @@ class Reading:
     @classmethod
     def across(cls, queries: Packing, memory: Packing) -> "Reading":
         """Each sequence reads the memory's sequence of the same number."""
-        segments = Segments(queries.cu_seqlens, memory.cu_seqlens, queries.max_seqlen, memory.max_seqlen)
+        segments = Segments(ends_of(queries.lengths), ends_of(memory.lengths), queries.max_seqlen, memory.max_seqlen)
         if queries.runs is None:
             return cls(None, segments, None)
         runs = gathered_runs(queries.first_row, queries.lengths, memory.first_row, memory.lengths)
@@ -49,7 +49,7 @@ class Reading:
         keys = torch.cat([own, len(queries.rows) + rows])[order]
         lengths = queries.lengths.index_add(0, sequence, torch.ones_like(sequence, dtype=queries.lengths.dtype))
         ends = ends_of(lengths)
-        segments = Segments(queries.cu_seqlens, ends, queries.max_seqlen, queries.max_seqlen + longest)
+        segments = Segments(ends_of(queries.lengths), ends, queries.max_seqlen, queries.max_seqlen + longest)
         if queries.runs is None:
             return cls(keys, segments, None)
         runs = gathered_runs(queries.first_row, queries.lengths, ends[:-1], lengths)

@@ -19,7 +19,15 @@ from dataset.grids import PAD, SEQ_LEN, VOCAB_SIZE
 from models.canvas import extents_of
 from models.encoders.base import EncoderOutput, MovingEvidence, fixed_length_output, forward_dtype, packs_by_view
 from models.grid_coordinates import ABSENT, create_grid_coordinates, grid_coordinates
-from models.layers import Linear, MixerBlock, Rotary, TokenEmbedding, TransformerBlock, trunc_normal_
+from models.layers import (
+    Linear,
+    MixerBlock,
+    Rotary,
+    TokenEmbedding,
+    TransformerBlock,
+    trunc_normal_,
+    weights_cast_once,
+)
 from models.memory import Memory, Reading
 from models.packing import Packing, pack
 from models.positions import create_position_encoding, placed
@@ -162,14 +170,16 @@ class RecursiveDecoder(nn.Module):
         Args:
             memories_at: what the level reads in a cycle, given the z_H at its start.
         """
-        for cycle in range(self.config.H_cycles):
-            has_gradient = cycle >= self.config.H_cycles - self.config.grad_cycles
-            with torch.set_grad_enabled(torch.is_grad_enabled() and has_gradient):
-                memories = None if memories_at is None else memories_at(z_H)
-                for _ in range(self.config.L_cycles):
-                    z_L = self.L_level(z_L, z_H + x, packing, rotary, memories)
-                taken = z_L if read_memory is None else read_memory(z_L)
-                z_H = self.L_level(z_H, taken, packing, rotary, memories)
+        with weights_cast_once(self.L_level, self.dtype):
+            for cycle in range(self.config.H_cycles):
+                has_gradient = cycle >= self.config.H_cycles - self.config.grad_cycles
+                with torch.set_grad_enabled(torch.is_grad_enabled() and has_gradient):
+                    memories = None if memories_at is None else memories_at(z_H)
+                    injection = z_H + x
+                    for _ in range(self.config.L_cycles):
+                        z_L = self.L_level(z_L, injection, packing, rotary, memories)
+                    taken = z_L if read_memory is None else read_memory(z_L)
+                    z_H = self.L_level(z_H, taken, packing, rotary, memories)
         return z_H, z_L
 
     def _logits(self, z_H: Tensor, packing: Packing) -> Float[Tensor, "batch slots vocab"]:

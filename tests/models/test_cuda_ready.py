@@ -52,7 +52,8 @@ MODELS = [
 
 
 class CountedSizes(TorchDispatchMode):
-    """Answers `nonzero` (and a boolean index, which calls it) with half of the elements, and counts such questions."""
+    """Answers `nonzero` (and a boolean index, which calls it) with half of the elements, what else is copied to the
+    host with sevens, and counts such questions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +68,10 @@ class CountedSizes(TorchDispatchMode):
             self.questions += 1
             (mask,) = args[1]
             return args[0].new_empty(mask.numel() // 2, *args[0].shape[mask.dim() :])
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func is torch.ops.aten._to_copy.default and (kwargs or {}).get("device") == torch.device("cpu"):
+            self.questions += 1
+            return torch.full(args[0].shape, 7, dtype=args[0].dtype)
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].device.type == "meta":
             self.values_asked += 1
         return func(*args, **(kwargs or {}))
 
