@@ -16,6 +16,26 @@ from dataset.batches import Batch
 from dataset.grids import PAD, VOCAB_SIZE
 from models.layers import swiglu_width
 
+# Options that change what is multiplied, and the choices that the formulas know.
+KNOWN = {
+    "context_mode": ("evolve",),
+    "context_attention": ("all",),
+    "targets": ("query",),
+    "recurrent_encoder_type": ("recurrent_standard", "trm_style"),
+    "encoder_memory": ("pairs",),
+}
+
+
+def refuse_unknown(config: Any) -> None:
+    """
+    Raises:
+        ValueError: an option that no formula knows.
+    """
+    for key, known in KNOWN.items():
+        chosen = getattr(config, key, known[0])
+        if chosen not in known:
+            raise ValueError(f"no formula for arch.{key}={chosen}; there is one for {', '.join(known)}")
+
 
 def reads_in_context(config: Any) -> bool:
     """Whether the demonstrations' cells themselves are the context."""
@@ -53,12 +73,11 @@ def context_lengths(batch: Batch, config: Any) -> Tensor:
     """How many context tokens each sample has.
 
     Raises:
-        ValueError: `in_context` with a mode that no formula knows.
+        ValueError: an option that no formula knows.
     """
+    refuse_unknown(config)
     if not reads_in_context(config):
         return torch.full_like(batch["inputs"][:, 0], config.puzzle_emb_len, dtype=torch.float64)
-    if config.context_mode != "evolve":
-        raise ValueError(f"no formula for arch.context_mode={config.context_mode}; there is one for evolve")
     inputs, outputs = (batch[key] != PAD for key in ("demo_inputs", "demo_labels"))
     tokens = inputs.sum(-1) + outputs.sum(-1) if config.context_tokens == "two" else (inputs | outputs).sum(-1)
     return 1 + (tokens * batch["demo_mask"]).sum(1).double()

@@ -26,7 +26,7 @@ SYSTEMS = {
     "ETRM": ("cfg_pretrain_etrm_arc_agi_1", ()),
     "ETRMTRM A": ("cfg_pretrain_etrmtrm_arc_agi_1", ("arch.recurrent_encoder_type=recurrent_standard",)),
     "ETRMTRM B": ("cfg_pretrain_etrmtrm_arc_agi_1", ("arch.recurrent_encoder_type=trm_style",)),
-    "in_context": ("cfg_pretrain_etrm_arc_agi_1", ("arch.encoder_type=in_context", "arch.context_coordinates=true")),
+    "in_context": ("cfg_pretrain_etrm_arc_agi_1", ("arch.encoder_type=in_context", "arch.grid_coordinates=both")),
 }
 
 

@@ -10,6 +10,7 @@ from dataset.batches import Batch
 from models.act import Thought
 from models.encoders.base import EncoderOutput, MovingEvidence
 from models.encoders.recurrent_in_context import CellLatent
+from models.layers import weights_cast_once
 from models.recursive_reasoning.etrmtrm import TRMWithRecurrentEncoder, change_measures
 
 
@@ -22,7 +23,8 @@ class TRMWithJointEncoder(TRMWithRecurrentEncoder):
     def think(self, carry: Any, data: Batch, encoding: EncoderOutput, active: Bool[Tensor, "batch 900"]) -> Thought:
         latent = self.encoder.begin(self.encoder.reset_carry(carry.halted, carry.encoder_carry), encoding)
         inner_carry = self.inner.reset_carry(carry.halted, carry.inner_carry)
-        inner_carry, logits, halting = self.decode(inner_carry, data, moving(encoding, latent), active)
+        with weights_cast_once(self.encoder.L_enc, self.encoder.dtype):
+            inner_carry, logits, halting = self.decode(inner_carry, data, moving(encoding, latent), active)
         norms = (latent.packing.norms(rows.detach()) for rows in (latent.start, latent.z_e, latent.z_e - latent.start))
         changed = {"inner_carry": inner_carry, "encoder_carry": latent.carry()}
         return Thought(shown(encoding, latent), logits, halting, changed, change_measures(*norms))

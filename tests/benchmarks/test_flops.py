@@ -128,3 +128,26 @@ def test_a_system_without_a_formula_is_refused_and_named(
     config = shrunk_config(f"arch.encoder_type={encoder}").arch
     with pytest.raises(ValueError, match=f"no formula for .* with the encoder {encoder}"):
         flops.training_step(batch, create_model(config, store.metadata).active_cells(batch), config)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "option"),
+    [
+        ("etrm", ("arch.encoder_type=in_context", "arch.context_mode=read"), "context_mode=read"),
+        (
+            "etrm",
+            ("arch.encoder_type=in_context", "arch.context_attention=alternate", "arch.L_layers=2"),
+            "context_attention=alternate",
+        ),
+        ("etrmtrm", ("arch.recurrent_encoder_type=in_context",), "recurrent_encoder_type=in_context"),
+        ("etrmtrm", ("arch.encoder_memory=cells",), "encoder_memory=cells"),
+    ],
+)
+def test_an_option_without_a_formula_is_refused_and_named(
+    shrunk_config: Load, store: PuzzleStore, batch: Batch, name: str, overrides: tuple[str, ...], option: str
+) -> None:
+    config = shrunk_config(*overrides, config_name=f"cfg_pretrain_{name}_arc_agi_1").arch
+    active = create_model(config, store.metadata).active_cells(batch)
+    for count in (flops.training_step, flops.evaluation):
+        with pytest.raises(ValueError, match=f"no formula for arch.{option}"):
+            count(batch, active, config)

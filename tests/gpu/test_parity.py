@@ -25,7 +25,7 @@ SYSTEMS = [
     pytest.param(ETRM, ("arch.encoder_pooling_method=attention",), id="ETRM-attention"),
     pytest.param(ETRM, ("arch.encoder_type=hybrid_standard",), id="hybrid_standard"),
     pytest.param(ETRM, ("arch.encoder_type=lpn_standard",), id="lpn_standard"),
-    pytest.param(ETRM, ("arch.encoder_type=in_context", "arch.context_coordinates=true"), id="in_context"),
+    pytest.param(ETRM, ("arch.encoder_type=in_context", "arch.grid_coordinates=both"), id="in_context"),
     pytest.param(ETRMTRM, (), id="A"),
     pytest.param(ETRMTRM, ("arch.recurrent_encoder_type=trm_style",), id="B"),
 ]
@@ -96,7 +96,8 @@ def test_a_step_in_bfloat16_has_the_gradients_of_float32(
         for dtype in ("bfloat16", "float32")
     )
     assert cosine(half[0], full[0]) > 0.99
-    assert_gradients_point_the_same_way(half[2], full[2], 0.85)
+    # Where the CPU stands in, half precision rounds inside attention too, and gradients that nearly cancel turn further.
+    assert_gradients_point_the_same_way(half[2], full[2], 0.99 if device.type == "cuda" else 0.85)
 
 
 @pytest.mark.parametrize("lengths", [[5, 7, 8, 40], [1], [900, 16, 333], [1, 1, 2]], ids=str)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.layers import Linear, weights_cast_once
+from models.memory import Reading
 from models.packing import QUERIES_A_BLOCK, pack
 
 
@@ -55,3 +56,12 @@ def test_the_packed_kernel_gets_the_sequences_that_have_tokens_alone(share: floa
     for sequence in torch.nonzero(lengths).flatten().tolist():
         assert packing.sequence[packing.first_row[sequence]] == sequence
     assert packing.in_order(mask.flatten()[packing.rows]).all()
+
+
+def test_a_sequence_whose_memory_is_empty_reads_nothing_and_the_others_read_their_own() -> None:
+    """The packings leave empty sequences out of their extents, each its own."""
+    queries = pack(torch.tensor([[True, True], [True, False], [True, True]]), by_view=False)
+    memory = pack(torch.tensor([[True, False, False], [False] * 3, [True, True, True]]), by_view=False)
+    segments = Reading.between(queries, memory).segments
+    assert (segments.cu_q.tolist(), segments.cu_k.tolist()) == ([0, 2, 3, 5], [0, 1, 1, 4])
+    assert not segments.all_have_keys
