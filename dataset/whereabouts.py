@@ -21,7 +21,7 @@ OPTIONS = {
 }
 OTHER_BUILDERS = {
     "rearc": "build_rearc --output-dir {} --pairs 150 --max-side 10 --seed 0",
-    "known_rules": "build_known_rules --output-dir {} --sides 3 6 --colors 9 --train 300 --held-out 600 --seed 0"
+    "known_rules": "build_known_rules --output-dir {} --sides 3 6 --colors 9 --train 300 --held-out 600 --seed 0",
 }
 
 

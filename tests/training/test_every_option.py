@@ -163,7 +163,9 @@ CASES = {
     "data.distinct": replace(RULES, values=("false", "true")),
     "data.data_paths": replace(REARC, values=("[{data}]", "[{other_data}]")),
     "data.share_batches": replace(
-        MIXED, values=("2", "4"), given=(*MIXED.given, f"data.sources=[{RULES_PART % '[4,2]'},{FEWSHOT_PART % '[2,4]'}]")
+        MIXED,
+        values=("2", "4"),
+        given=(*MIXED.given, f"data.sources=[{RULES_PART % '[4,2]'},{FEWSHOT_PART % '[2,4]'}]"),
     ),
     "data.sources": replace(
         MIXED,
