@@ -37,7 +37,7 @@ class Traits:
         told = {name: [each[name] for each in found if name in each] for name in PROPERTIES}
         values = {name: frozenset().union(*sets) for name, sets in told.items()}
         fixed = {
-            name for name, sets in told.items() if name == "adds" or len(values[name]) <= FEW and len(sets) >= MANY
+            name for name, sets in told.items() if name == "adds" or (len(values[name]) <= FEW and len(sets) >= MANY)
         }
         return cls(frozenset.intersection(*(_colors(made) for _, made in both)), values, frozenset(fixed))
 

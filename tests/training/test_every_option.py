@@ -187,6 +187,7 @@ CASES = {
     "max_demos": Case(("4", "1"), "losses"),
     "max_train_groups": Case(("8", "4"), "losses"),
     "max_eval_groups": Case(("1", "2"), "submission", keeps=TRAINING),
+    "max_context_tokens": Case(("null", "400"), "losses", keeps=("parameters",), given=("max_train_groups=1",)),
     "min_demos": Case(("null", "1"), "losses", keeps=("total_steps",), given=("query_sampling=leave_one_out",)),
     "query_sampling": Case(("test", "leave_one_out"), "losses", keeps=("total_steps",)),
     "epochs": Case(("1", "2"), "log_lines"),
@@ -258,7 +259,7 @@ TESTED_ELSEWHERE = {
             *(f"levels.{key}" for key in ("sides", "colors", "demos", "distinct")),
         )
     },
-    **{key: "as in a run of that source alone: test_mixture.py" for key in schema_keys(MixturePart, "data.sources.")},
+    **dict.fromkeys(schema_keys(MixturePart, "data.sources."), "as in a run of that source alone: test_mixture.py"),
     "data.name": "each arch reads one kind of source: test_sources.py",
     "data_workers": "test_batches_come_from_as_many_workers_as_asked_for, below",
     "compile": "tests/models/test_cuda_ready.py: it must not change a result",

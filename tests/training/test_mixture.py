@@ -103,7 +103,7 @@ def test_shares_that_ranks_cannot_share_are_refused_with_one_that_fits() -> None
 
 
 def test_shares_that_make_no_batch_are_refused(mixed_config: Config, store: PuzzleStore) -> None:
-    with pytest.raises(DatasetError, match="the shares 4, 2, 1 are 7 samples, but a batch has .*=8"):
+    with pytest.raises(DatasetError, match=r"the shares 4, 2, 1 are 7 samples, but a batch has .*=8"):
         source_of(mixed_config(("4", "2", "1"), "global_batch_size=8"), store)
 
 
