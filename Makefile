@@ -3,8 +3,10 @@ PYTHON ?= python3.11
 VENV := .venv
 PY := $(VENV)/bin/python
 DATA := data/arc1-encoder-aug-1000
+# With another Python (`make bench-gpu PY=python3`) its packages are taken as they are.
+READY := $(if $(filter $(VENV)/bin/python,$(PY)),$(VENV)/.installed)
 
-.PHONY: rearc demo test test-browser test-torture check bench bench-check torture setup
+.PHONY: rearc demo test test-browser test-torture check check-gpu bench bench-check bench-gpu torture setup
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -79,3 +81,11 @@ bench: $(VENV)/.installed $(DATA)/metadata.json
 
 bench-check: $(VENV)/.installed $(DATA)/metadata.json
 	$(PY) -m benchmarks.bench --check
+
+# On one CUDA device, in under four minutes; elsewhere one line says that there is none.
+bench-gpu: $(READY)
+	@$(PY) -m benchmarks.gpu
+
+# The tests that need CUDA; elsewhere one line says so.
+check-gpu: $(READY)
+	@$(PY) -m tests.gpu

@@ -18,14 +18,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import Peaks, Ratio, in_turn, seconds
+from benchmarks.pages import Row, table, write_between
 from benchmarks.systems import SYSTEMS, System
 from dataset.build_arc_dataset import build_dataset
 from dataset.store import PuzzleStore, load_store
 
 DATA = "data/arc1-encoder-aug-1000"
-DOC = Path(__file__).parents[1] / "docs" / "performance.md"
 REFERENCE = Path(__file__).with_name("reference.json")
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 FALL_ALLOWED = 0.25
 BATCH = 16
 # The padded form computes every position of every sample, so its time is that of a few samples, times what is left out.
@@ -33,12 +32,6 @@ PADDED_SAMPLES = 4
 VOTE_STEPS = 4  # ACT steps of a vote that are timed, of 16: those left out would spread the encoding further
 READS = 20
 SHARES = ("float32", "compiled", "fastest")  # the forms whose share of the matrix-product rate is shown
-Row = tuple[str, ...]
-
-
-def table(head: Row, rows: list[Row]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ("---",) * len(head), *rows))
 
 
 def training(store: PuzzleStore, rounds: int) -> tuple[str, dict[str, dict[str, System]]]:
@@ -266,9 +259,7 @@ def main() -> None:
     text = "\n\n".join(parts)
     print(text)
     if arguments.write:
-        page = DOC.read_text()
-        before, after = page.split(BEGIN)[0], page.split(END)[1]
-        DOC.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        write_between("bench", text)
         REFERENCE.write_text(json.dumps(short_form(store, 3), indent=1) + "\n")
 
 

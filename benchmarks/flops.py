@@ -17,6 +17,24 @@ from dataset.grids import PAD, VOCAB_SIZE
 from models.layers import swiglu_width
 
 
+def reads_in_context(config: Any) -> bool:
+    """Whether the demonstrations' cells themselves are the context."""
+    return getattr(config, "encoder_type", None) == "in_context"
+
+
+def has_layers_of_its_own(config: Any) -> bool:
+    """Whether something multiplies before the decoder: an encoder of pairs, but not a table of embeddings.
+
+    Raises:
+        ValueError: no formula knows the system.
+    """
+    if config.name.endswith("@TRM") or reads_in_context(config):
+        return False
+    if getattr(config, "encoder_type", None) != "standard":
+        raise ValueError(f"no formula for {config.name} with the encoder {config.encoder_name}")
+    return True
+
+
 def block(lengths: Tensor, config: Any) -> float:
     """A self-attention block's forward pass over sequences of these lengths."""
     hidden, inner = config.hidden_size, swiglu_width(config.hidden_size, config.expansion)
@@ -31,13 +49,28 @@ def cross_block(queries: Tensor, keys: Tensor, config: Any) -> float:
     return float((queries * of_queries + keys * 2 * hidden * 2 * hidden + 4 * queries * keys * hidden).sum())
 
 
-def decoder(lengths: Tensor, config: Any, *, training: bool) -> float:
+def context_lengths(batch: Batch, config: Any) -> Tensor:
+    """How many context tokens each sample has.
+
+    Raises:
+        ValueError: `in_context` with a mode that no formula knows.
+    """
+    if not reads_in_context(config):
+        return torch.full_like(batch["inputs"][:, 0], config.puzzle_emb_len, dtype=torch.float64)
+    if config.context_mode != "evolve":
+        raise ValueError(f"no formula for arch.context_mode={config.context_mode}; there is one for evolve")
+    inputs, outputs = (batch[key] != PAD for key in ("demo_inputs", "demo_labels"))
+    tokens = inputs.sum(-1) + outputs.sum(-1) if config.context_tokens == "two" else (inputs | outputs).sum(-1)
+    return 1 + (tokens * batch["demo_mask"]).sum(1).double()
+
+
+def decoder(batch: Batch, active: Tensor, config: Any, *, training: bool) -> float:
     """One ACT step: the passes of `L_level`, of which those of `grad_cycles` have a backward pass, and the head."""
-    per_pass = config.L_layers * block(lengths, config)
+    cells = active.sum(1).double()
+    per_pass = config.L_layers * block(context_lengths(batch, config) + cells, config)
     in_a_cycle = config.L_cycles + 1
     passes = config.H_cycles * in_a_cycle + (2 * in_a_cycle * config.grad_cycles if training else 0)
-    cells = float((lengths - config.puzzle_emb_len).sum())
-    return passes * per_pass + cells * 2 * config.hidden_size * VOCAB_SIZE * (3 if training else 1)
+    return passes * per_pass + float(cells.sum()) * 2 * config.hidden_size * VOCAB_SIZE * (3 if training else 1)
 
 
 def grid_encoder(batch: Batch, config: Any) -> float:
@@ -62,24 +95,25 @@ def context_update(batch: Batch, config: Any) -> tuple[float, float]:
 
 
 def training_step(batch: Batch, active: Tensor, config: Any) -> float:
-    """One ACT step with backward pass, for TRM, ETRM with the standard encoder, ETRMTRM A and B.
+    """One ACT step with backward pass, for TRM, ETRM with the encoders standard and in_context, ETRMTRM A and B.
 
     Args:
         active: (B, 900) the cells that are computed.
+
+    Raises:
+        ValueError: another system.
     """
-    lengths = (config.puzzle_emb_len + active.sum(1)).double()
-    total = decoder(lengths, config, training=True)
-    if config.name.endswith("@TRM"):
+    total = decoder(batch, active, config, training=True)
+    if not has_layers_of_its_own(config):
         return total
     forward, differentiated = context_update(batch, config)
     return total + 3 * grid_encoder(batch, config) + forward + 2 * differentiated
 
 
 def evaluation(batch: Batch, active: Tensor, config: Any) -> float:
-    """One vote of each query: demonstrations encoded once, then `max_steps` ACT steps."""
-    lengths = (config.puzzle_emb_len + active.sum(1)).double()
-    total = config.max_steps * decoder(lengths, config, training=False)
-    if config.name.endswith("@TRM"):
+    """One vote of each query: demonstrations encoded once, then `max_steps` ACT steps; raises as `training_step`."""
+    total = config.max_steps * decoder(batch, active, config, training=False)
+    if not has_layers_of_its_own(config):
         return total
     forward, _ = context_update(batch, config)
     times = config.max_steps if config.name.endswith("TRMWithRecurrentEncoder") else 1

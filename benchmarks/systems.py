@@ -11,6 +11,7 @@ from benchmarks import flops
 from benchmarks.measure import matrix_products
 from benchmarks.padded import padded_form
 from config.schema import load_config
+from dataset.batches import Batch
 from dataset.fewshot_puzzle_dataset import FewshotTrainDataset
 from dataset.store import PuzzleStore
 from models import create_model
@@ -18,12 +19,14 @@ from models.encoders.base import forward_dtype
 from models.losses import create_loss_head
 from models.machine import compile_blocks
 
+CPU = torch.device("cpu")
 SIZE = ("arch.hidden_size=128", "arch.num_heads=4", "arch.H_cycles=3", "arch.L_cycles=6", "arch.halt_max_steps=16")
 SYSTEMS = {
     "TRM": ("cfg_pretrain_trm_arc_agi_1", ()),
     "ETRM": ("cfg_pretrain_etrm_arc_agi_1", ()),
     "ETRMTRM A": ("cfg_pretrain_etrmtrm_arc_agi_1", ("arch.recurrent_encoder_type=recurrent_standard",)),
     "ETRMTRM B": ("cfg_pretrain_etrmtrm_arc_agi_1", ("arch.recurrent_encoder_type=trm_style",)),
+    "in_context": ("cfg_pretrain_etrm_arc_agi_1", ("arch.encoder_type=in_context", "arch.context_coordinates=true")),
 }
 
 
@@ -33,6 +36,7 @@ class System:
     Args:
         padded: compute every position of every sequence (`benchmarks/padded.py`) on the full canvas.
         samples: of the batch, the first so many.
+        size: overrides that set the sizes of all systems.
     """
 
     def __init__(
@@ -48,20 +52,32 @@ class System:
         samples: int | None = None,
         max_demos: int = 10,
         overrides: Sequence[str] = (),
+        size: Sequence[str] = SIZE,
+        device: torch.device = CPU,
     ):
         config_name, own = SYSTEMS[name]
         canvas = "full" if padded else canvas
         chosen = (f"arch.forward_dtype={dtype}", f"arch.canvas={canvas}")
-        self.config = load_config(config_name, [*SIZE, *own, *chosen, *overrides]).arch
+        self.config = load_config(config_name, [*size, *own, *chosen, *overrides]).arch
         self.padded = padded
         self.data = FewshotTrainDataset(store, global_batch_size=batch_size, epochs=10_000, seed=0, max_demos=max_demos)
-        self.batch = {key: value[:samples] for key, value in self.data[0].items()}
+        self.samples, self.device = samples, device
+        self.batch = self.batch_of(0)
         torch.manual_seed(0)
-        self.model = create_model(self.config, store.metadata)
+        self.model = create_model(self.config, store.metadata).to(device)
         if compiled:
             compile_blocks(self.model)
         self.head = create_loss_head(self.config, self.model)
-        self.carry = self.model.initial_carry(self.batch)
+        self.take(self.batch)
+
+    def batch_of(self, number: int) -> Batch:
+        """Another batch of the training data."""
+        return {key: value[: self.samples].to(self.device) for key, value in self.data[number].items()}
+
+    def take(self, batch: Batch) -> None:
+        """Go on with this batch, all samples at their first ACT step."""
+        self.batch = batch
+        self.carry = self.model.initial_carry(batch)
 
     def _form(self) -> Any:
         return padded_form() if self.padded else nullcontext()
@@ -103,7 +119,8 @@ class System:
     @property
     def rows(self) -> int:
         """Rows of the decoder's packed tensor."""
-        return int(self.model.active_cells(self.batch).sum()) + self.config.puzzle_emb_len * len(self.batch["inputs"])
+        context = flops.context_lengths(self.batch, self.config)
+        return int(self.model.active_cells(self.batch).sum() + context.sum())
 
     def products(self) -> tuple[Callable[[], None], float]:
         """`matrix_products` of a block on the decoder's rows in this dtype."""

@@ -1,4 +1,4 @@
-"""`python -m checkpoints inspect PATH` and `python -m checkpoints export PATH --to trm`."""
+"""`python -m checkpoints inspect PATH` and `python -m checkpoints export PATH --to trm | weights`."""
 
 import argparse
 import sys
@@ -10,9 +10,17 @@ import torch
 import yaml
 from torch import Tensor
 
-from checkpoints.checkpoint import CheckpointError
+from checkpoints.checkpoint import CheckpointError, open_checkpoint
 from checkpoints.published import Weights, read_weights
-from checkpoints.state_dicts import DECODER, PUZZLE_EMBEDDINGS, num_parameters, refuse_incomplete, refuse_non_finite
+from checkpoints.state_dicts import (
+    DECODER,
+    OF_OPTIONS,
+    PUZZLE_EMBEDDINGS,
+    num_parameters,
+    refuse_incomplete,
+    refuse_non_finite,
+)
+from checkpoints.writer import SaveError, write_weights
 from utils.files import replacing
 
 PUBLISHED_PREFIX = "_orig_mod.model."
@@ -101,6 +109,8 @@ def _exported_config(weights: Weights, table: Tensor) -> dict[str, Any]:
     arch = {**weights.measured, **weights.told}
     if (encoding := arch.get("pos_encodings", "rope")) != "rope":
         raise CheckpointError(f"{weights.path}: arch.pos_encodings={encoding}: the published layout has rope alone")
+    if own := [name for name in weights.decoder if OF_OPTIONS.fullmatch(name)]:
+        raise CheckpointError(f"{weights.path}: the published layout has no inner.{own[0]}")
     arch |= {key: weights.arch[key] for key in EXPORTED_KEYS if key in weights.arch}
     arch |= {"puzzle_emb_ndim": table.shape[1], "pos_encodings": "none" if arch["mlp_t"] else "rope"}
     return {"arch": arch, "trained_on": weights.trained_on.model_dump(mode="json")}
@@ -123,11 +133,29 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def export(arguments: argparse.Namespace) -> str:
-    """Write the published state dict and its config; returns what was written.
+    """Write what `--to` asks for; returns what was written.
 
     Raises:
         CheckpointError: weights that cannot be read or are incomplete, or an output that exists or cannot be written.
     """
+    return EXPORTS[arguments.to](arguments)
+
+
+def _export_weights(arguments: argparse.Namespace) -> str:
+    """A checkpoint folder without what only going on needs."""
+    if arguments.puzzle_identifiers is not None or arguments.force:
+        raise CheckpointError("--puzzle-identifiers and --force belong to --to trm")
+    checkpoint = open_checkpoint(arguments.path)
+    output = arguments.output or Path(f"{checkpoint.path.name}-weights")
+    try:
+        write_weights(output, checkpoint, ema=not arguments.raw)
+    except SaveError as error:
+        raise CheckpointError(f"--output {error}") from error
+    return f"{output}: the weights of {checkpoint.path}, {sum(f.stat().st_size for f in output.iterdir()):,} bytes"
+
+
+def _export_trm(arguments: argparse.Namespace) -> str:
+    """The published state dict and its config."""
     weights = read_weights(arguments.path, ema=not arguments.raw)
     refuse_incomplete(weights.decoder, weights.path)
     refuse_non_finite(weights.decoder, weights.path)
@@ -149,6 +177,9 @@ def export(arguments: argparse.Namespace) -> str:
     return f"{output}: {num_parameters(weights.decoder):,} decoder parameters of {weights.path}\n{of_table}"
 
 
+EXPORTS: dict[str, Callable[[argparse.Namespace], str]] = {"trm": _export_trm, "weights": _export_weights}
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number of rows, 1 or more")
@@ -162,10 +193,14 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("inspect", help="sizes, parameters, cycles, and what the weights were trained on")
     show.add_argument("path", help=what)
     show.set_defaults(command=inspect)
-    convert = commands.add_parser("export", help="write the decoder as a published state dict")
+    convert = commands.add_parser("export", help="write weights for others")
     convert.add_argument("path", help=what)
-    convert.add_argument("--to", choices=["trm"], required=True, help="the layout to write")
-    convert.add_argument("--output", type=Path, help="default: <checkpoint>-trm.pt in the run folder")
+    convert.add_argument(
+        "--to", choices=list(EXPORTS), required=True, help="a published state dict; a folder of weights"
+    )
+    convert.add_argument(
+        "--output", type=Path, help="default: <checkpoint>-trm.pt in the run folder, <checkpoint>-weights"
+    )
     convert.add_argument("--raw", action="store_true", help="the weights as trained, not their averages")
     convert.add_argument(
         "--puzzle-identifiers", type=_positive, metavar="N", help="rows of a table of zeros; default 1"

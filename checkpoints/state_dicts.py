@@ -5,6 +5,7 @@ have the same names under `inner.`, the encoder's under `encoder.`.
 """
 
 import pickle
+import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +28,10 @@ TOP_NAMES = ("embed_tokens.embedding_weight", "lm_head.weight", "q_head.weight",
 BLOCK_NAMES = ("mlp.gate_up_proj.weight", "mlp.down_proj.weight")
 ATTENTION_NAMES = ("self_attn.qkv_proj.weight", "self_attn.o_proj.weight")
 MIXER_NAMES = ("mlp_t.gate_up_proj.weight", "mlp_t.down_proj.weight")
+
+# Tensors of options that the published program does not have: `pos_encodings`, `grid_coordinates`, `context_mode: read`
+# and variant C, `qk_norm_gain`.
+OF_OPTIONS = re.compile(r"(coordinates|position_encoding)\..*|L_level\.layers\.\d+\.(cross_attn\..*|self_attn\.gain)")
 
 State = dict[str, Tensor]
 
@@ -189,11 +194,12 @@ def refuse_incomplete(decoder: State, path: Path) -> None:
     layers = {name.split(".")[2] for name in decoder if name.startswith("L_level.layers.")}
     expected = decoder_names(max(len(layers), 1), mlp_t=any(".mlp_t." in name for name in decoder))
     faults = [f"missing inner.{name}" for name in sorted(expected - decoder.keys())]
-    faults += [f"unexpected inner.{name}" for name in decoder if name not in expected]
+    own = [name for name in decoder if OF_OPTIONS.fullmatch(name)]
+    faults += [f"unexpected inner.{name}" for name in decoder if name not in (*expected, *own)]
     faults += [
         f"inner.{name} is {tuple(value.shape)}"
         for name, value in decoder.items()
-        if value.dim() != (1 if name in (*BUFFERS, "q_head.bias") else 2)
+        if name in expected and value.dim() != (1 if name in (*BUFFERS, "q_head.bias") else 2)
     ]
     if faults:
         raise CheckpointError(f"{path}: not a whole decoder: {_some(faults)}")

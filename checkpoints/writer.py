@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from checkpoints.checkpoint import CHECKPOINT_FORMAT, MANIFEST_FILE, PROGRESS_FILE
+from checkpoints.checkpoint import CHECKPOINT_FORMAT, MANIFEST_FILE, PROGRESS_FILE, Checkpoint
 from dataset.trained_on import TrainedOn
 from utils.files import sha256_of, sha256_of_json
 
@@ -36,6 +36,33 @@ def _to_disk(path: Path) -> None:
 def _save(value: Any, path: Path) -> None:
     with path.open("wb") as file:  # given a path, torch would not say why it could not write
         torch.save(value, file)
+
+
+def write_manifest(folder: Path, step: int) -> None:
+    """Make a folder of files a checkpoint: name the hash of each."""
+    hashes = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+    manifest = {"format": CHECKPOINT_FORMAT, "step": step, "sha256": hashes}
+    manifest["sha256_of_the_above"] = sha256_of_json(manifest)
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1))
+
+
+def write_weights(folder: Path, checkpoint: Checkpoint, *, ema: bool = True) -> None:
+    """Write a checkpoint that can be asked, adapted and started from, but not gone on with: no optimizer, no carry.
+
+    Args:
+        ema: the averaged weights, where there are any.
+
+    Raises:
+        SaveError: the folder is there already, or cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True)
+        save_file(checkpoint.model_state(ema=ema), folder / "model.safetensors")
+        for name in ("config.yaml", "trained_on.json", PROGRESS_FILE):
+            shutil.copyfile(checkpoint.path / name, folder / name)
+        write_manifest(folder, checkpoint.step)
+    except OSError as error:
+        raise SaveError(f"{folder}: cannot be written ({error.strerror})") from error
 
 
 def _interned(value: Any) -> Any:
@@ -98,10 +125,7 @@ class CheckpointWriter:
             (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
             (folder / "trained_on.json").write_text(trained_on.model_dump_json())
             (folder / PROGRESS_FILE).write_text(json.dumps(progress))
-            hashes = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
-            manifest = {"format": CHECKPOINT_FORMAT, "step": self.step, "sha256": hashes}
-            manifest["sha256_of_the_above"] = sha256_of_json(manifest)
-            (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1))
+            write_manifest(folder, self.step)
             for path in (*folder.iterdir(), folder):
                 _to_disk(path)
             self._put_in_place()

@@ -112,11 +112,6 @@ class ArchConfig(Section):
         return False
 
     @property
-    def reads_memory(self) -> bool:
-        """Whether the decoder's blocks attend to evidence beside their own rows."""
-        return False
-
-    @property
     def num_positions(self) -> int:
         """How many positions `rope` tells apart: context slots, and cells behind them."""
         return self.puzzle_emb_len + SEQ_LEN
@@ -238,10 +233,6 @@ class EtrmArch(EncoderArch):
         return self
 
     @property
-    def reads_memory(self) -> bool:
-        return self.encoder_type == "in_context" and self.context_mode == "read"
-
-    @property
     def encoder_name(self) -> str:
         return self.encoder_type
 
@@ -286,10 +277,6 @@ class EtrmtrmArch(EncoderArch):
     @property
     def encoder_name(self) -> str:
         return self.recurrent_encoder_type
-
-    @property
-    def reads_memory(self) -> bool:
-        return self.recurrent_encoder_type == "in_context"
 
     @model_validator(mode="after")
     def _has_slots_to_mix(self) -> "EtrmtrmArch":

@@ -137,6 +137,7 @@ class TrainConfig(Section):
     min_demos: Positive | None = None
     max_context_tokens: Positive | None = None
     compile: Annotated[Literal["auto", "on", "off"], OnOrOff] = "auto"
+    eval_batch_tokens: Positive | None = None
     data_workers: NonNegative
     project_name: PathPart = "etrm-arc"
     run_name: PathPart | None = None

@@ -12,6 +12,7 @@ from dataset.batches import Batch, Conditions
 from dataset.context_limit import ContextLimit
 from dataset.store import DatasetError, PuzzleStore, Split
 from dataset.store_train_dataset import PairChoice, StoreTrainDataset
+from dataset.token_batches import bounds_by_cells, cells_of_queries
 
 QuerySampling = Literal["test", "leave_one_out"]
 
@@ -70,6 +71,10 @@ class FewshotEvalDataset(Dataset[Batch]):
     A batch also has `query_indices` (B) int32, rows of the tables `query_puzzle`, `query_pair`,
     `query_augmentation`. Without augmentation limit a puzzle's whole table is read; its first row is the puzzle as
     it is. `conditions`, where they are set, add keys to each batch.
+
+    Args:
+        batch_size: how many queries a batch has.
+        batch_tokens: instead, how many cells of demonstrations and canvas it has at most (`dataset.token_batches`).
     """
 
     conditions: Conditions | None = None
@@ -84,6 +89,7 @@ class FewshotEvalDataset(Dataset[Batch]):
         max_context_tokens: int | None = None,
         max_groups: int | None = None,
         max_augmentations: int | None = None,
+        batch_tokens: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ):
@@ -107,14 +113,18 @@ class FewshotEvalDataset(Dataset[Batch]):
         self.query_pair = np.repeat(self.pairs.index[row, column], repeats)
         self.query_augmentation = np.repeat(first[row], repeats) + within
         self.mine = np.arange(rank, len(self.query_row), world_size)
+        self.bounds = np.append(np.arange(0, len(self.mine), batch_size), len(self.mine))
+        if batch_tokens is not None:
+            cells = cells_of_queries(store, self.demo_pairs(self.mine), self.query_pair[self.mine])
+            self.bounds = bounds_by_cells(cells, batch_tokens)
 
     def __len__(self) -> int:
-        return -(-len(self.mine) // self.batch_size)
+        return len(self.bounds) - 1
 
     def __getitem__(self, number: int) -> Batch:
         if not 0 <= number < len(self):
             raise IndexError(f"batch {number} of {len(self)}")
-        return self.queries(self.mine[number * self.batch_size : (number + 1) * self.batch_size])
+        return self.queries(self.mine[self.bounds[number] : self.bounds[number + 1]])
 
     def queries(self, indices: Int64[np.ndarray, " batch"]) -> Batch:
         """The batch of the given rows of the query tables."""

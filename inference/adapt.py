@@ -5,25 +5,20 @@ leads to is never seen. The base's weights are copied for each task, so they kee
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from config.schema import TrainConfig
 from dataset.arc_tasks import Task
-from dataset.batches import Batch
 from dataset.build_arc_dataset import store_of_tasks, without_outputs
-from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
-from dataset.store import PuzzleStore
-from evaluators.arc import ARC
-from evaluators.eos_utils import compute_exact_match
-from inference.adapt_answers import Mark, Votes, answer_of, voted
+from inference.adapt_answers import Mark, Votes, answer_of
 from inference.adapt_options import AdaptError, AdaptOptions, Budget, mark_updates
+from inference.adapt_questions import Questions
 from inference.adapt_systems import refusal, with_new_identifiers
-from inference.adapt_views import TaskViews, asked_of_the_others, task_key
+from inference.adapt_views import TaskViews, task_key
 from inference.adapt_weights import Course, create_task_learner
 from models import create_model
 from models.act import RecursiveReasoner
@@ -76,48 +71,6 @@ class Adaptation:
         return answer_of(self.marks, self.pooled, by_agreement=by_agreement)
 
 
-class _Asking:
-    """The questions of a task that are asked again at each mark, drawn once."""
-
-    def __init__(self, store: PuzzleStore, key: int, config: TrainConfig, options: AdaptOptions, device: torch.device):
-        self.store, self.device = store, device
-        self.count = int(store.puzzle_demos[0])
-        limits = {"max_demos": config.max_demos, "max_context_tokens": config.max_context_tokens}
-        self.data = FewshotEvalDataset(store, batch_size=config.eval_batch_size, **limits)
-        self.batches = [self.data[number] for number in range(len(self.data))]
-        self.explained: Batch | None = None
-        self.left_out: Batch | None = None
-        everything = range(self.count)
-        if self.count >= 2:
-            self.explained = self._of_the_others(everything, 1, config.max_demos)
-        self.out = key % self.count
-        if self.count >= 3 and options.fork_every:
-            self.left_out = self._of_the_others([self.out], options.agreement_views, config.max_demos)
-
-    def _of_the_others(self, asked: Sequence[int], views: int, max_demos: int) -> Batch:
-        pairs = range(self.count)
-        return self._moved(asked_of_the_others(self.store, pairs, asked, views=views, max_demos=max_demos))
-
-    def _moved(self, batch: Batch) -> Batch:
-        return {key: value.to(self.device) for key, value in batch.items()}
-
-    def votes(self, model: RecursiveReasoner) -> Votes:
-        """What the versions of the task vote for. None is predicted again on the full canvas."""
-        voting = ARC(self.data)
-        for batch in self.batches:
-            moved = {key: value.to(self.device) for key, value in batch.items() if key != "query_indices"}
-            *_, outputs = model.rollout(moved)
-            predictions = outputs["logits"].argmax(-1).to(torch.uint8).cpu().numpy()
-            voting.update(batch["query_indices"].numpy(), predictions, outputs["q_halt_logits"].float().cpu().numpy())
-        return tuple(voted(result.candidates) for result in voting.results())
-
-    @staticmethod
-    def right(model: RecursiveReasoner, batch: Batch) -> np.ndarray:
-        """Which demonstrations of a batch are predicted exactly."""
-        *_, outputs = model.rollout(batch)
-        return compute_exact_match(outputs["logits"], batch["labels"]).cpu().numpy()
-
-
 def _mispaired(task: Task) -> Task:
     """The task with each demonstration's output at the next one's input."""
     outputs = [pair.output for pair in task.train]
@@ -145,7 +98,7 @@ class _Session:
         self.key = task_key(self.task, options.seed, "answer")
         store = store_of_tasks([self.task], options.votes - 1, self.key)
         self.base = with_new_identifiers(model.eval(), config.arch, store.metadata)
-        self.asking = _Asking(store, self.key, config, options, self.device)
+        self.asking = Questions(store, self.key, config, options, self.device)
         self.marks: list[Mark] = []
         self.updates, self.mark_seconds, self.update_seconds = 0, 0.0, 0.0
 
@@ -195,7 +148,7 @@ class _Session:
             number = len(self.marks)
             store = store_of_tasks([self.task], options.votes - 1, task_key(self.task, options.seed, f"votes {number}"))
             with torch.no_grad():
-                votes = _Asking(store, self.key, config, options, self.device).votes(self.base)
+                votes = Questions(store, self.key, config, options, self.device).votes(self.base)
             self.updates += cost
             self.mark_seconds = time.monotonic() - started
             self.marks.append(replace(self.marks[0], updates=self.updates, seconds=self.seconds, votes=votes))

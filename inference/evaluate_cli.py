@@ -110,7 +110,9 @@ def _query_options(config: TrainConfig, split: str, limits: dict[str, int | None
         "batch_size": config.eval_batch_size,
     }
     chosen = {key: own[key] if limit is None else limit for key, limit in limits.items()}
-    return {**chosen, "split": split, "max_demos": config.max_demos, "max_context_tokens": config.max_context_tokens}
+    tokens = config.eval_batch_tokens if limits["batch_size"] is None else None
+    shown = {"max_demos": config.max_demos, "max_context_tokens": config.max_context_tokens}
+    return {**chosen, **shown, "batch_tokens": tokens, "split": split}
 
 
 def _need_puzzles(store: PuzzleStore, split: str, paths: Sequence[str]) -> None:

@@ -49,6 +49,8 @@ def attend(
         cu_q, cu_k = segments.cu_q, segments.cu_k
         out = varlen_attn(q, k, v, cu_q, cu_k, segments.max_q, segments.max_k)
         assert isinstance(out, Tensor)
+        if segments.all_have_keys:
+            return out
         return torch.where((cu_k.diff() > 0).repeat_interleave(cu_q.diff(), output_size=len(q))[:, None, None], out, 0)
     if len(q) == 0:
         return q

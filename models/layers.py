@@ -7,6 +7,9 @@ sequence.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,11 +34,27 @@ def trunc_normal_(tensor: Tensor, std: float) -> Tensor:
     return nn.init.trunc_normal_(tensor, std=sigma, a=-2 * sigma, b=2 * sigma)
 
 
+class _StandIn(torch.autograd.Function):
+    """A weight's copy in another dtype; each use gives the weight a gradient in its own dtype."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, copy: Tensor) -> Tensor:
+        ctx.dtype = weight.dtype
+        return copy.view_as(copy)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad.to(ctx.dtype), None
+
+
 class Linear(nn.Linear):
     """A linear map with float32 weights, computed in the dtype of its input; weight std 1/√fan_in, bias 0."""
 
+    copy: Tensor | None  # the weight in another dtype, inside `weights_cast_once`
+
     def __init__(self, in_features: int, out_features: int, bias: bool = False):
         super().__init__(in_features, out_features, bias=bias)
+        self.copy = None
 
     def reset_parameters(self) -> None:
         trunc_normal_(self.weight, self.in_features**-0.5)
@@ -44,7 +63,22 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)
-        return F.linear(input, self.weight.to(input.dtype), bias)
+        weight = self.weight.to(input.dtype) if self.copy is None else _StandIn.apply(self.weight, self.copy)
+        return F.linear(input, weight, bias)
+
+
+@contextmanager
+def weights_cast_once(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Inside the block the linear maps of a module, which compute in `dtype`, have cast their weights; these must not
+    change meanwhile. For a network that runs many times in one step."""
+    linears = [part for part in module.modules() if isinstance(part, Linear) and part.weight.dtype != dtype]
+    for linear in linears:
+        linear.copy = linear.weight.detach().to(dtype)
+    try:
+        yield
+    finally:
+        for linear in linears:
+            linear.copy = None
 
 
 class TokenEmbedding(nn.Module):
@@ -116,17 +150,39 @@ class SelfAttention(nn.Module):
         self.o_proj = Linear(hidden_size, hidden_size)
 
     def forward(
-        self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary | None
+        self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary | None, memory: Memory | None = None
     ) -> Float[Tensor, "n hidden"]:
+        """With a memory each row attends to its own sequence and to what that reads of the memory."""
+        q, k, v = self._projected(x, rotary)
+        if self.gain is not None:
+            q = q * self.gain.to(q.dtype)[:, None]
+        if memory is None:
+            out = attend(q, k, v, packing.segments, runs=packing.runs)
+        else:
+            reading = memory.reading
+            keys, values = (
+                reading.arranged(torch.cat([own, read])) for own, read in ((k, memory.keys), (v, memory.values))
+            )
+            out = attend(q, keys, values, reading.segments, runs=reading.runs, keys_are_arranged=True)
+        return self.o_proj(rearrange(out, "n h d -> n (h d)"))
+
+    def _projected(self, x: Float[Tensor, "n hidden"], rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (n, h, d) each."""
         qkv = rearrange(self.qkv_proj(x), "n (three h d) -> n three h d", three=3, h=self.num_heads)
         qk, v = qkv.split([2, 1], dim=1)
         if self.qk_norm:
             qk = rms_norm(qk)
         q, k = (qk if rotary is None else apply_rotary(qk, rotary)).unbind(1)
-        if self.gain is not None:
-            q = q * self.gain.to(q.dtype)[:, None]
-        out = attend(q, k, v.squeeze(1), packing.segments, runs=packing.runs)
-        return self.o_proj(rearrange(out, "n h d -> n (h d)"))
+        return q, k, v.squeeze(1)
+
+    def memory(self, tokens: Float[Tensor, "m hidden"], rotary: Rotary | None, reading: Reading) -> Memory:
+        """The keys and values of a memory, by the projection that makes those of the rows.
+
+        Args:
+            rotary: where its tokens stand.
+        """
+        _, k, v = self._projected(tokens, rotary)
+        return Memory(k, v, reading)
 
 
 class CrossAttention(nn.Module):
@@ -191,7 +247,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(F.silu(gate) * up if torch.is_grad_enabled() else F.silu(gate).mul_(up))
 
 
 class LayerScale(nn.Module):
@@ -226,7 +282,8 @@ class Residual(nn.Module):
     def after(self, x: Tensor, branch: Tensor) -> Tensor:
         """What the block goes on with."""
         branch = self.layer_scale(branch)
-        total = x + (branch if self.residual_scale == 1 else self.residual_scale * branch)
+        branch = branch if self.residual_scale == 1 else self.residual_scale * branch
+        total = branch.add_(x)  # a tensor that nobody else has: a product's, or a multiple of it
         return total if self.is_pre else rms_norm(total)
 
 
@@ -251,19 +308,17 @@ class TransformerBlock(nn.Module):
         self.mlp_residual = Residual(hidden_size, norm_style, layer_scale_init, residual_scale)
 
     def forward(
-        self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary | None
+        self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary | None, memory: Memory | None = None
     ) -> Float[Tensor, "n hidden"]:
-        x = self.attn_residual.after(x, self.self_attn(self.attn_residual.before(x), packing, rotary))
+        x = self.attn_residual.after(x, self.self_attn(self.attn_residual.before(x), packing, rotary, memory))
         return self.mlp_residual.after(x, self.mlp(self.mlp_residual.before(x)))
 
 
 class ReadingBlock(TransformerBlock):
     """Self-attention, cross-attention to a memory, and SwiGLU, each a post-norm residual branch."""
 
-    def __init__(
-        self, hidden_size: int, num_heads: int, expansion: float, residual_scale: float = 1.0, qk_gain: bool = False
-    ):
-        super().__init__(hidden_size, num_heads, expansion, residual_scale=residual_scale, qk_gain=qk_gain)
+    def __init__(self, hidden_size: int, num_heads: int, expansion: float, residual_scale: float = 1.0):
+        super().__init__(hidden_size, num_heads, expansion, residual_scale=residual_scale)
         self.cross_attn = CrossAttention(hidden_size, num_heads)
         self.cross_residual = Residual(hidden_size, residual_scale=residual_scale)
 

@@ -1,8 +1,13 @@
-"""A memory that packed sequences read by cross-attention, again and again: its keys and values are made once."""
+"""A memory that packed sequences read, again and again: its keys and values are made once.
+
+across   the rows of a sequence read the memory alone (cross-attention)
+beside   the memory's keys stand beside those of the sequence's own rows, under one softmax
+"""
 
 from dataclasses import dataclass
 
-from jaxtyping import Bool, Float, Int
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from models.packing import Packing
@@ -11,10 +16,11 @@ from models.segments import GatheredRuns, Segments, ends_of, gathered_runs
 
 @dataclass(frozen=True)
 class Reading:
-    """Which rows of a memory each sequence of a packing reads.
+    """Which rows each sequence of a packing reads.
 
     Attributes:
-        rows: the row of the memory that each key is (None: they are the keys, one after another).
+        rows: the row that each key is: of the memory, or `beside` of the sequences' rows followed by the memory's
+            (None: the memory's rows are the keys, one after another).
         runs: how the queries are gathered, where no packed kernel is used; the keys are arranged by `rows` already.
     """
 
@@ -23,34 +29,41 @@ class Reading:
     runs: GatheredRuns | None
 
     @classmethod
-    def between(cls, queries: Packing, memory: Packing) -> "Reading":
-        """Each sequence reads the sequence of the same number."""
-        segments = Segments(queries.cu_seqlens, memory.cu_seqlens, queries.max_seqlen, memory.max_seqlen)
+    def across(cls, queries: Packing, memory: Packing) -> "Reading":
+        """Each sequence reads the memory's sequence of the same number."""
+        segments = Segments(ends_of(queries.lengths), ends_of(memory.lengths), queries.max_seqlen, memory.max_seqlen)
         if queries.runs is None:
             return cls(None, segments, None)
         runs = gathered_runs(queries.first_row, queries.lengths, memory.first_row, memory.lengths)
         return cls(runs.k_index, segments, runs)
 
     @classmethod
-    def of(cls, queries: Packing, rows: Int[Tensor, "s k"], readable: Bool[Tensor, "s k"]) -> "Reading":
-        """Each sequence reads those of its row numbers that are readable."""
-        keys, lengths = rows[readable], readable.sum(1)
+    def beside(cls, queries: Packing, rows: Int[Tensor, " m"], sequence: Int[Tensor, " m"], longest: int) -> "Reading":
+        """Each sequence reads itself, and the memory's rows that are given with its number.
+
+        Args:
+            longest: an upper bound of how many rows a sequence reads of the memory.
+        """
+        own = queries.live_rows
+        order = torch.argsort(torch.cat([queries.sequence[own], sequence]), stable=True)
+        keys = torch.cat([own, len(queries.rows) + rows])[order]
+        lengths = queries.lengths.index_add(0, sequence, torch.ones_like(sequence, dtype=queries.lengths.dtype))
         ends = ends_of(lengths)
-        segments = Segments(queries.cu_seqlens, ends, queries.max_seqlen, rows.shape[1])
+        segments = Segments(ends_of(queries.lengths), ends, queries.max_seqlen, queries.max_seqlen + longest)
         if queries.runs is None:
             return cls(keys, segments, None)
         runs = gathered_runs(queries.first_row, queries.lengths, ends[:-1], lengths)
         return cls(keys[runs.k_index], segments, runs)
 
-    def arranged(self, memory: Float[Tensor, "m *shape"]) -> Float[Tensor, "keys *shape"]:
-        """What belongs to each row of the memory, for each key."""
-        return memory if self.rows is None else memory[self.rows]
+    def arranged(self, rows: Float[Tensor, "m *shape"]) -> Float[Tensor, "keys *shape"]:
+        """What belongs to each row, for each key."""
+        return rows if self.rows is None else rows.index_select(0, self.rows)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Keys and values for one layer."""
+    """Keys and values for one layer: `across` those of `reading`, `beside` those of the memory's rows."""
 
-    keys: Float[Tensor, "keys h d"]
-    values: Float[Tensor, "keys h d"]
+    keys: Float[Tensor, "m h d"]
+    values: Float[Tensor, "m h d"]
     reading: Reading

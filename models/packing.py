@@ -27,6 +27,9 @@ from models.segments import (
     padded_index,
 )
 
+# The packed kernel starts a block of threads for each so many queries that a sequence could have.
+QUERIES_A_BLOCK = 128
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -38,7 +41,8 @@ class Packing:
         sequence: (n) which sequence a row belongs to.
         first_row: (s) the packed row of each sequence's first token; for an empty sequence, an arbitrary row.
         lengths: (s) number of valid tokens.
-        cu_seqlens, max_seqlen: extents for the packed kernel; only where `runs` is None.
+        cu_seqlens, max_seqlen: starts of the sequences that have tokens, and the end of the last; a bound of their
+            lengths. For the packed kernel, only where `runs` is None.
         runs: the groups for attention by view, where these are used.
         scopes: the same rows as the layers in turn attend within them (none: all do as this packing says).
     """
@@ -48,7 +52,7 @@ class Packing:
     sequence: Int[Tensor, " n"]
     first_row: Int[Tensor, " s"]
     lengths: Int[Tensor, " s"]
-    cu_seqlens: Int[Tensor, " s+1"]
+    cu_seqlens: Int[Tensor, " used+1"]
     max_seqlen: int
     padded_length: int
     runs: Runs | GatheredRuns | None
@@ -57,7 +61,7 @@ class Packing:
     @property
     def segments(self) -> Segments:
         """Each sequence attends to itself."""
-        return Segments(self.cu_seqlens, self.cu_seqlens, self.max_seqlen, self.max_seqlen)
+        return Segments(self.cu_seqlens, self.cu_seqlens, self.max_seqlen, self.max_seqlen, all_have_keys=True)
 
     @property
     def place(self) -> Int[Tensor, " n"]:
@@ -95,6 +99,11 @@ class Packing:
         """What a layer attends within, by its number."""
         return self.scopes[number % len(self.scopes)] if self.scopes else self
 
+    @property
+    def live_rows(self) -> Int[Tensor, " m"]:
+        """The packed rows that are valid tokens."""
+        return torch.arange(len(self.rows), device=self.rows.device) if self.live is None else self.live
+
     def gather(self, padded: Tensor) -> Tensor:
         """(s, l, ...) -> (n, ...)."""
         return padded.flatten(0, 1)[self.rows]
@@ -107,7 +116,9 @@ class Packing:
         return base.flatten(0, 1).index_copy(0, rows, values.to(base.dtype)).view_as(base)
 
     def in_order(self, packed: Float[Tensor, "n width"]) -> Float[Tensor, "m width"]:
-        """The valid rows in the order of the sequences."""
+        """The valid rows in the order of the sequences, as they stand where no runs are arranged."""
+        if self.runs is None:
+            return packed
         live = self.live
         rows, sequence = (packed, self.sequence) if live is None else (packed[live], self.sequence[live])
         return rows[torch.argsort(sequence, stable=True)]
@@ -162,14 +173,23 @@ def pack_all(num_sequences: int, length: int, device: torch.device, *, by_view: 
 
 
 def _pack_tightly(mask: Bool[Tensor, "s l"]) -> Packing:
-    num_sequences, padded_length = mask.shape
-    rows = mask.flatten().nonzero().squeeze(-1)  # the one synchronisation
+    padded_length = mask.shape[1]
     lengths = mask.sum(dim=1)
-    cu_seqlens = torch.zeros(num_sequences + 1, dtype=torch.int32, device=mask.device)
-    torch.cumsum(lengths, 0, out=cu_seqlens[1:], dtype=torch.int32)
-    first_row = cu_seqlens[:-1].long().clamp(max=max(len(rows) - 1, 0))
+    sizes = torch.stack([lengths.sum(), lengths.max(), (lengths > 0).sum()])
+    total, longest, used = sizes.tolist()  # the one synchronisation
+    ends = lengths.cumsum(0)
+    rows = torch.nonzero_static(mask.flatten(), size=total).squeeze(-1)
+    ends_of_used = ends[torch.nonzero_static(lengths, size=used).squeeze(-1)].to(torch.int32)
     return Packing(
-        rows, None, rows // padded_length, first_row, lengths, cu_seqlens, padded_length, padded_length, None
+        rows=rows,
+        live=None,
+        sequence=rows // padded_length,
+        first_row=(ends - lengths).clamp(max=max(total - 1, 0)),
+        lengths=lengths,
+        cu_seqlens=torch.cat([ends_of_used.new_zeros(1), ends_of_used]),
+        max_seqlen=max(1, -(-longest // QUERIES_A_BLOCK)) * QUERIES_A_BLOCK,
+        padded_length=padded_length,
+        runs=None,
     )
 
 

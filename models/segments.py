@@ -27,12 +27,14 @@ class Segments:
     Attributes:
         cu_q, cu_k: int32 starts of the sequences, and the end of the last.
         max_q, max_k: upper bounds of the lengths.
+        all_have_keys: no sequence that has queries is without keys.
     """
 
     cu_q: Int[Tensor, " s+1"]
     cu_k: Int[Tensor, " s+1"]
     max_q: int
     max_k: int
+    all_have_keys: bool = False
 
 
 @dataclass(frozen=True)

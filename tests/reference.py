@@ -28,16 +28,29 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.softmax(q @ k.T / math.sqrt(q.shape[-1]), -1) @ v
 
 
-def self_attention(x: Tensor, attention: Any, positions: Tensor, qk_norm: bool = False) -> Tensor:
+def self_attention(
+    x: Tensor,
+    attention: Any,
+    positions: Tensor,
+    qk_norm: bool = False,
+    evidence: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """With evidence (tokens and their positions) its keys and values stand beside those of x."""
+    num_rows = len(x)
+    if evidence is not None:
+        x, positions = torch.cat([x, evidence[0]]), torch.cat([positions, evidence[1]])
     hidden, heads = x.shape[-1], attention.num_heads
     q, k, v = (x @ w.T for w in attention.qkv_proj.weight.split(hidden))
     outputs = []
     for h in range(heads):
         part = slice(h * hidden // heads, (h + 1) * hidden // heads)
         queries, keys = q[:, part], k[:, part]
-        if qk_norm:
+        if qk_norm or attention.gain is not None:
             queries, keys = rms(queries), rms(keys)
-        outputs.append(softmax_attention(rotate(queries, positions), rotate(keys, positions), v[:, part]))
+        if attention.gain is not None:
+            queries = queries * attention.gain[h]
+        queries, keys = rotate(queries, positions)[:num_rows], rotate(keys, positions)
+        outputs.append(softmax_attention(queries, keys, v[:, part]))
     return torch.cat(outputs, -1) @ attention.o_proj.weight.T
 
 
@@ -57,10 +70,8 @@ def cross_attention(x: Tensor, memory: Tensor, attention: Any, places: tuple[Ten
 
 
 def reading_block(x: Tensor, block: Any, positions: Tensor, evidence: tuple[Tensor, Tensor]) -> Tensor:
-    """Self-attention, then cross-attention to evidence (tokens and their positions), then SwiGLU."""
-    tokens, places = evidence
-    x = rms(x + self_attention(x, block.self_attn, positions))
-    x = rms(x + cross_attention(x, tokens, block.cross_attn, (positions, places)))
+    """Attention to the rows and to evidence (tokens and their positions) under one softmax, then SwiGLU."""
+    x = rms(x + self_attention(x, block.self_attn, positions, evidence=evidence))
     return rms(x + swiglu(x, block.mlp))
 
 
@@ -173,17 +184,18 @@ def decoder_step(
     parts: Tensor | None = None,
     evidence: tuple[Tensor, Tensor] | None = None,
     context_in_grid: Sequence[Sequence[int] | None] | None = None,
+    added: Tensor | float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One ACT step of one sample from the paper's pseudocode: (z_H, z_L, logits, q) over context and given cells.
 
     Context tokens stand at 0, 1, ... where nothing else is said, the cells from `puzzle_emb_len` on. With `parts`, a
     number for each token, every other block attends within a part, from the first on. `evidence`, tokens and their
     positions, is what blocks read. `context_in_grid`: the numbers of each context token in its grid, where the decoder
-    has grid coordinates.
+    has grid coordinates. `added` goes to the cells' embeddings.
     """
     num_context = len(context)
     embedded = inner.embed_tokens.embedding_weight[tokens.long()[cells]]
-    x = torch.cat([context, embedded])
+    x = torch.cat([context, embedded + added])
     if inner.coordinates is not None:
         in_grid = [*(context_in_grid or [None] * num_context), *(numbers_in_grid(tokens, int(c)) for c in cells)]
         x = x + torch.stack([grid_embedding(inner.coordinates, numbers) for numbers in in_grid])
@@ -205,7 +217,7 @@ def decoder_step(
         return h
 
     for cycle in range(config.H_cycles):
-        with torch.set_grad_enabled(cycle == config.H_cycles - 1):
+        with torch.set_grad_enabled(cycle >= config.H_cycles - config.grad_cycles):
             for _ in range(config.L_cycles):
                 z_L = level(z_L + (z_H + x))
             z_H = level(z_H + z_L)

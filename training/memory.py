@@ -19,7 +19,8 @@ def memory_of_step(config: TrainConfig) -> AbstractContextManager[None]:
 
 def memory_of_evaluation(config: TrainConfig) -> AbstractContextManager[None]:
     """For the queries that are answered at once."""
-    remedy = f"lower the queries at once, eval_batch_size={config.eval_batch_size}"
+    key = "eval_batch_size" if config.eval_batch_tokens is None else "eval_batch_tokens"
+    remedy = f"lower the queries at once, {key}={getattr(config, key)}"
     return memory_for("in an evaluation", remedy + _smaller_canvas(config))
 
 

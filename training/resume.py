@@ -33,7 +33,8 @@ SEED_STRIDE = 7_368_787
 MAY_DIFFER = frozenset(
     (
         *("project_name", "run_name", "device", "compile", "data_workers", "distributed_timeout_s"),
-        *("evaluators", "eval_interval", "eval_batch_size", "max_eval_groups", "max_eval_augmentations"),
+        *("evaluators", "eval_interval", "eval_batch_size", "eval_batch_tokens"),
+        *("max_eval_groups", "max_eval_augmentations"),
         *("eval_controls", "eval_control_queries"),
         *("log_interval", "log_predictions_every", "wandb_group", "wandb_tags"),
         *("checkpoint_every_eval", "checkpoint_interval", "checkpoint_minutes", "checkpoint_keep", "checkpoint_best"),

@@ -40,6 +40,7 @@ def create_eval_data(
     return FewshotEvalDataset(
         store,
         batch_size=config.eval_batch_size,
+        batch_tokens=config.eval_batch_tokens,
         split=split,
         max_groups=config.max_eval_groups if split == "test" else config.max_train_groups,
         max_augmentations=max_augmentations,

@@ -36,9 +36,8 @@ class Traits:
         found = [_properties(given, made) for given, made in both]
         told = {name: [each[name] for each in found if name in each] for name in PROPERTIES}
         values = {name: frozenset().union(*sets) for name, sets in told.items()}
-        fixed = {
-            name for name, sets in told.items() if name == "adds" or (len(values[name]) <= FEW and len(sets) >= MANY)
-        }
+        few = {name for name, sets in told.items() if len(values[name]) <= FEW and len(sets) >= MANY}
+        fixed = few | (told.keys() & {"adds"})
         return cls(frozenset.intersection(*(_colors(made) for _, made in both)), values, frozenset(fixed))
 
     def allow(self, task: "Traits") -> bool:

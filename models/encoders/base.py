@@ -71,7 +71,8 @@ class EncoderOutput:
 
     def read_by(self, queries: Packing, memory: Packing) -> Reading:
         """Which rows of the tokens behind the first one, packed as `memory`, each sequence of the decoder reads."""
-        return Reading.between(queries, memory)
+        live = memory.live_rows
+        return Reading.beside(queries, live, memory.sequence[live], memory.padded_length)
 
     def first_token_last(self) -> "EncoderOutput":
         """The same tokens with the first one behind all others."""

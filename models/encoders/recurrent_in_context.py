@@ -91,7 +91,7 @@ class CellLatent:
 
     def beside(self, packing: Packing, rotary: Rotary | None) -> Callable[[Tensor], Float[Tensor, "m hidden"]]:
         """What moves the latent on by one H cycle beside the decoder, given its z_H, and returns what is read of it."""
-        reading = Reading.between(self.packing, packing)
+        reading = Reading.across(self.packing, packing)
 
         def advance(z_H: Tensor) -> Tensor:
             memories = [layer.cross_attn.memory(z_H, rotary, reading) for layer in self.encoder.L_enc]

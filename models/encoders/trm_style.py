@@ -9,7 +9,7 @@ from models.act import where_halted
 from models.encoders.base import forward_dtype, packs_by_view, recurrent_encoder
 from models.encoders.grid import CellEncoding
 from models.encoders.recurrent_base import BaseRecurrentEncoder, PairEncoding, TRMStyleEncoderCarry
-from models.layers import CrossAttention, Rotary, TransformerBlock, trunc_normal_
+from models.layers import CrossAttention, Rotary, TransformerBlock, trunc_normal_, weights_cast_once
 from models.packing import Packing, pack_all
 from models.positions import create_position_encoding
 
@@ -86,9 +86,11 @@ class TRMStyleEncoder(BaseRecurrentEncoder):
 
         cycles = self.config.encoder_h_cycles
         first_with_gradient = 0 if self.config.encoder_grad_cycles == "all" else cycles - 1
-        for cycle in range(cycles):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and cycle >= first_with_gradient):
-                for _ in range(self.config.encoder_l_cycles):
-                    z_L = level(z_L, z_H + demo_input)
-                z_H = level(z_H, z_L)
+        with weights_cast_once(self.L_enc, self.dtype):
+            for cycle in range(cycles):
+                with torch.set_grad_enabled(torch.is_grad_enabled() and cycle >= first_with_gradient):
+                    injection = z_H + demo_input
+                    for _ in range(self.config.encoder_l_cycles):
+                        z_L = level(z_L, injection)
+                    z_H = level(z_H, z_L)
         return z_H, z_L

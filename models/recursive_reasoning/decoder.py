@@ -19,7 +19,15 @@ from dataset.grids import PAD, SEQ_LEN, VOCAB_SIZE
 from models.canvas import extents_of
 from models.encoders.base import EncoderOutput, MovingEvidence, fixed_length_output, forward_dtype, packs_by_view
 from models.grid_coordinates import ABSENT, create_grid_coordinates, grid_coordinates
-from models.layers import Linear, MixerBlock, ReadingBlock, Rotary, TokenEmbedding, TransformerBlock, trunc_normal_
+from models.layers import (
+    Linear,
+    MixerBlock,
+    Rotary,
+    TokenEmbedding,
+    TransformerBlock,
+    trunc_normal_,
+    weights_cast_once,
+)
 from models.memory import Memory, Reading
 from models.packing import Packing, pack
 from models.positions import create_position_encoding, placed
@@ -54,15 +62,13 @@ class DecoderConfig(Protocol):
     @property
     def pos_encodings(self) -> str: ...
     @property
-    def reads_memory(self) -> bool: ...
-    @property
     def grad_cycles(self) -> int: ...
     @property
     def qk_norm_gain(self) -> bool: ...
 
 
 class ReasoningLevel(nn.Module):
-    """`L_level`: add the injection, then run the blocks; with `reads_memory` each of them reads a memory too."""
+    """`L_level`: add the injection, then run the blocks; each of them may read a memory too."""
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -70,9 +76,8 @@ class ReasoningLevel(nn.Module):
             length = config.puzzle_emb_len + SEQ_LEN
             blocks = [MixerBlock(config.hidden_size, length, config.expansion) for _ in range(config.L_layers)]
         else:
-            kind = ReadingBlock if config.reads_memory else TransformerBlock
             sizes = (config.hidden_size, config.num_heads, config.expansion)
-            blocks = [kind(*sizes, qk_gain=config.qk_norm_gain) for _ in range(config.L_layers)]
+            blocks = [TransformerBlock(*sizes, qk_gain=config.qk_norm_gain) for _ in range(config.L_layers)]
         self.layers = nn.ModuleList(blocks)
 
     def forward(
@@ -95,7 +100,7 @@ class ReasoningLevel(nn.Module):
 
     def memories(self, tokens: Float[Tensor, "m hidden"], rotary: Rotary | None, reading: Reading) -> list[Memory]:
         """What the blocks read of a memory's tokens."""
-        return [layer.cross_attn.memory(tokens, rotary, reading) for layer in self.layers]
+        return [layer.self_attn.memory(tokens, rotary, reading) for layer in self.layers]
 
 
 class QHead(nn.Linear):
@@ -165,14 +170,16 @@ class RecursiveDecoder(nn.Module):
         Args:
             memories_at: what the level reads in a cycle, given the z_H at its start.
         """
-        for cycle in range(self.config.H_cycles):
-            has_gradient = cycle >= self.config.H_cycles - self.config.grad_cycles
-            with torch.set_grad_enabled(torch.is_grad_enabled() and has_gradient):
-                memories = None if memories_at is None else memories_at(z_H)
-                for _ in range(self.config.L_cycles):
-                    z_L = self.L_level(z_L, z_H + x, packing, rotary, memories)
-                taken = z_L if read_memory is None else read_memory(z_L)
-                z_H = self.L_level(z_H, taken, packing, rotary, memories)
+        with weights_cast_once(self.L_level, self.dtype):
+            for cycle in range(self.config.H_cycles):
+                has_gradient = cycle >= self.config.H_cycles - self.config.grad_cycles
+                with torch.set_grad_enabled(torch.is_grad_enabled() and has_gradient):
+                    memories = None if memories_at is None else memories_at(z_H)
+                    injection = z_H + x
+                    for _ in range(self.config.L_cycles):
+                        z_L = self.L_level(z_L, injection, packing, rotary, memories)
+                    taken = z_L if read_memory is None else read_memory(z_L)
+                    z_H = self.L_level(z_H, taken, packing, rotary, memories)
         return z_H, z_L
 
     def _logits(self, z_H: Tensor, packing: Packing) -> Float[Tensor, "batch slots vocab"]:
@@ -249,7 +256,7 @@ class TRMEncoderInner(RecursiveDecoder):
     ) -> Callable[[Tensor], Sequence[Memory]]:
         """What the level reads in a cycle, given the z_H at its start: evidence that stays as it is, or moves on."""
         if isinstance(evidence, MovingEvidence):
-            reading = Reading.between(packing, evidence.packing)
+            reading = evidence.read_by(packing, evidence.packing)
             advance = evidence.beside(packing, rotary)
             return lambda z_H: self.L_level.memories(advance(z_H), evidence.rotary, reading)
         still = pack(evidence.mask[:, 1:], by_view=packs_by_view(evidence.mask.device, self.dtype))

@@ -67,7 +67,8 @@ class TargetEvidence(EncoderOutput):
         place = torch.arange(self.mask.shape[1] - 1, device=sample.device).expand(len(self.mask), -1).contiguous()
         pair = torch.searchsorted(self.pair_lengths.cumsum(1), place, right=True)
         readable = self.mask[:, 1:][sample] & (pair[sample] != number[:, None])
-        return Reading.of(queries, memory.first_row[sample][:, None] + place[sample], readable)
+        target, at = readable.nonzero().unbind(1)
+        return Reading.beside(queries, memory.first_row[sample[target]] + at, target, place.shape[1])
 
 
 class TRMWithTargets(TRMWithEncoder):

@@ -7,7 +7,7 @@ training batches bring the latents along (`inference/latent_cache.py`), and no l
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -57,7 +57,6 @@ class HybridTRMConfig:
     grad_cycles: int = 1
     qk_norm_gain: bool = False
     conditioning: Literal["z_init", "cross_attention"] = "z_init"
-    reads_memory: ClassVar[bool] = False
 
     @classmethod
     def from_arch(cls, arch: HybridArch) -> "HybridTRMConfig":

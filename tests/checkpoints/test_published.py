@@ -450,6 +450,35 @@ def test_export_of_the_raw_weights_to_a_named_file_which_it_does_not_overwrite(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw.pt", "raw.yaml"]
 
 
+def test_weights_alone_are_a_checkpoint_that_can_be_read_and_not_gone_on_with(
+    checkpoints: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = checkpoints[DECODERS[0]]
+    command = ["export", str(run), "--to", "weights", "--output", str(tmp_path / "bare")]
+    main(command)
+    bare, whole = open_checkpoint(tmp_path / "bare"), open_checkpoint(run)
+    assert_same(bare.model_state(ema=True), whole.model_state(ema=True))
+    assert (bare.step, bare.config, bare.trained_on) == (whole.step, whole.config, whole.trained_on)
+    with pytest.raises(CheckpointError, match=r"optim\.pt: cannot be read"):
+        bare.optimizer_state()
+    assert not list(bare.path.glob("rank_*"))
+    with pytest.raises(SystemExit, match="2"):
+        main(command)
+    assert "bare: cannot be written (File exists)" in capsys.readouterr().err
+
+
+def test_tensors_of_options_are_known_and_are_not_exported_to_the_published_layout(
+    make_model: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, _ = make_model("arch.grid_coordinates=both", "arch.qk_norm_gain=true", "arch.pos_encodings=learned")
+    torch.save({f"inner.{name}": value for name, value in model.inner.state_dict().items()}, "own.pt")
+    main(["inspect", "own.pt"])
+    assert "decoder parameters" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["export", "own.pt", "--to", "trm"])
+    assert "the published layout has no inner." in capsys.readouterr().err
+
+
 def test_a_published_file_keeps_its_own_puzzle_embeddings_and_its_unknown_origin(
     make_model: Callable, tmp_path: Path
 ) -> None:

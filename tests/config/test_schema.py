@@ -170,12 +170,32 @@ def test_a_deleted_key_is_missing() -> None:
             ["arch.encoder_type=in_context", "arch.pos_encodings=rope2d", "arch.puzzle_emb_len=8"],
             "arch.puzzle_emb_len",
         ),
+        (["arch.query_as_context=true"], "arch.query_as_context"),
+        (["arch.mlp_t=true", "arch.canvas=full", "arch.qk_norm_gain=true"], "arch.qk_norm_gain"),
         (["hydra.run.dir=elsewhere"], "hydra.run.dir"),
     ],
 )
 def test_overriding_an_option_that_changes_nothing_is_refused(overrides: list[str], unused: str) -> None:
     message = refusal(*overrides)
     assert unused in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "unused"),
+    [
+        (["arch.recurrent_encoder_type=in_context", "arch.encoder_num_layers=1"], "arch.encoder_num_layers"),
+        (["arch.recurrent_encoder_type=in_context", "arch.encoder_memory=cells"], "arch.encoder_memory"),
+        (["arch.recurrent_encoder_type=in_context", "arch.encoder_h_cycles=2"], "arch.encoder_h_cycles"),
+        (["arch.encoder_memory=cells", "arch.encoder_pooling_method=attention"], "arch.encoder_pooling_method"),
+        (["arch.context_tokens=two"], "arch.context_tokens"),
+    ],
+)
+def test_a_recurrent_encoder_refuses_what_it_does_not_read(overrides: list[str], unused: str) -> None:
+    assert unused in refusal(*overrides, name="cfg_pretrain_etrmtrm_arc_agi_1")
+
+
+def test_no_more_cycles_have_a_gradient_than_there_are() -> None:
+    assert "arch.grad_cycles=4 is more than the arch.H_cycles=3" in refusal("arch.grad_cycles=4")
 
 
 @pytest.mark.parametrize(

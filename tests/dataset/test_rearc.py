@@ -158,9 +158,8 @@ def test_the_committed_list_has_the_generators_whose_tasks_overlap(subset: str) 
 
 def test_the_committed_list_tells_what_its_verifiers_solve(rearc: Rearc) -> None:
     tasks = {task.id: task for subset in ("evaluation", "evaluation2") for task in load_subset(subset)[0]}
-    found = [
-        e for e in read_exclusions().excluded if e.reason == "solves" and e.subset in ("evaluation", "evaluation2")
-    ]
+    exams = ("evaluation", "evaluation2")
+    found = [e for e in read_exclusions().excluded if e.reason == "solves" and e.subset in exams]
     for exclusion in found:
         task = tasks[exclusion.tasks[0]]
         assert Problem.of(task.id, (*task.train, *task.test)).solved_by(rearc.verifiers[exclusion.id]), exclusion

@@ -29,8 +29,10 @@ ETRM, ETRMTRM, TRM = (f"cfg_pretrain_{name}_arc_agi_1" for name in ("etrm", "etr
 HYBRID, TEXT_WIDTH = "cfg_pretrain_trm_hybrid", 24
 ALTERNATE = ("arch.encoder_type=in_context", "arch.context_attention=alternate", "arch.L_layers=2")
 READ = ("arch.encoder_type=in_context", "arch.context_mode=read", "arch.context_attention=alternate")
+ALL_PAIRS = (*READ[:2], "arch.context_attention=pair", "arch.targets=all_pairs", "arch.query_as_context=true")
 # Synchronisations of a step: packing the encoder's and the decoder's tokens, and picking the valid pairs; for
-# `in_context` the length of the longest context, and packing it; where it is read, encoder and decoder pack it.
+# `in_context` the length of the longest context, and packing it; where it is read, encoder and decoder pack it;
+# which pairs are targets, and what each of them reads.
 MODELS = [
     pytest.param(TRM, (), 1, id="trm"),
     pytest.param(ETRM, ("arch.encoder_type=standard",), 3, id="standard"),
@@ -41,6 +43,7 @@ MODELS = [
     pytest.param(ETRM, ("arch.encoder_type=in_context", "arch.grid_coordinates=both"), 2, id="in_context"),
     pytest.param(ETRM, ALTERNATE, 2, id="in_context, alternating"),
     pytest.param(ETRM, READ, 4, id="in_context, read"),
+    pytest.param(ETRM, ALL_PAIRS, 6, id="in_context, all pairs"),
     pytest.param(ETRMTRM, ("arch.recurrent_encoder_type=recurrent_standard",), 3, id="A"),
     pytest.param(ETRMTRM, ("arch.recurrent_encoder_type=trm_style",), 2, id="B"),
     pytest.param(ETRMTRM, ("arch.recurrent_encoder_type=in_context",), 3, id="C"),
@@ -49,7 +52,8 @@ MODELS = [
 
 
 class CountedSizes(TorchDispatchMode):
-    """Answers `nonzero` (and a boolean index, which calls it) with half of the elements, and counts such questions."""
+    """Answers `nonzero` (and a boolean index, which calls it) with half of the elements, what else is copied to the
+    host with sevens, and counts such questions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +68,10 @@ class CountedSizes(TorchDispatchMode):
             self.questions += 1
             (mask,) = args[1]
             return args[0].new_empty(mask.numel() // 2, *args[0].shape[mask.dim() :])
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func is torch.ops.aten._to_copy.default and (kwargs or {}).get("device") == torch.device("cpu"):
+            self.questions += 1
+            return torch.full(args[0].shape, 7, dtype=args[0].dtype)
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].device.type == "meta":
             self.values_asked += 1
         return func(*args, **(kwargs or {}))
 

@@ -30,6 +30,7 @@ def batches(store: PuzzleStore, size: int = 6) -> FewshotTrainDataset:
     "overrides",
     [
         ("arch.L_layers=2",),
+        ("arch.H_cycles=3", "arch.grad_cycles=2", "arch.qk_norm_gain=true"),
         ("arch.canvas=full", "arch.L_layers=1"),
         ("arch.canvas=full", "arch.L_layers=1", "arch.mlp_t=true", "arch.expansion=1"),
     ],
@@ -43,6 +44,9 @@ def test_decoder_equals_the_papers_pseudocode_over_four_steps_with_gradients(
     inner = TRMEncoderInner(config).double()
     inner.dtype = torch.float64
     torch.nn.init.normal_(inner.q_head.weight)
+    for name, parameter in inner.named_parameters():
+        if name.endswith(".gain"):
+            torch.nn.init.uniform_(parameter, 0.5, 2.0)
     batch = {key: value[:2] for key, value in batch.items()}
     context = torch.randn(2, config.puzzle_emb_len, config.hidden_size, requires_grad=True, dtype=torch.float64)
     active = (

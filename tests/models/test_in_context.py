@@ -36,6 +36,8 @@ VARIANTS = [
     (ONE, "arch.grid_coordinates=corner", *ALTERNATE),
     (ONE, *ALTERNATE),
     (TWO, *ALTERNATE),
+    (ONE, "arch.query_as_context=true", "arch.grid_coordinates=both"),
+    (TWO, "arch.query_as_context=true"),
 ]
 READ = "arch.context_mode=read"
 READERS = [
@@ -66,6 +68,14 @@ def naive_context(encoder: Any, batch: Batch, sample: int) -> tuple[Tensor, list
                 tokens.append(token)
                 cells.append((pair, role, cell))
     return torch.stack(tokens), cells
+
+
+def query_tokens(encoder: Any, colours: Tensor) -> Tensor:
+    """Cells as those of an input whose output is not known."""
+    tokens = encoder.colour_embedding.embedding_weight[colours] + encoder.aligned_embedding.embedding_weight[PAD]
+    if encoder.has_roles:
+        tokens = tokens + encoder.role_embedding.embedding_weight[0]
+    return tokens
 
 
 @pytest.mark.parametrize("overrides", VARIANTS, ids=" ".join)
@@ -124,6 +134,7 @@ def test_packed_steps_and_gradients_equal_a_naive_loop_over_samples(
                 context_positions=positions,
                 parts=parts if config.context_attention == "alternate" else None,
                 context_in_grid=[None, *in_grids(batch, i, places)],
+                added=query_tokens(encoder, batch["inputs"][i].long()[cells]) if config.query_as_context else 0.0,
             )
             latents[i] = z_H.detach(), z_L.detach()
             torch.testing.assert_close(outputs["logits"][i][cells], logits.float(), atol=1e-6, rtol=1e-6)

@@ -28,6 +28,11 @@ OVERRIDES = [
 ETRM = ("cfg_pretrain_etrm_arc_agi_1", "arch.encoder_type=in_context")
 MODELS = [
     pytest.param(ETRM[0], (ETRM[1],), id="evolve"),
+    pytest.param(
+        ETRM[0],
+        (ETRM[1], "arch.context_mode=read", "arch.context_attention=pair", "arch.encoder_num_layers=1"),
+        id="read",
+    ),
 ]
 
 

@@ -15,15 +15,21 @@ from models import create_model
 from models.act import RecursiveReasoner
 from models.encoders import EncoderOutput
 from models.losses import ACTLossHead, create_loss_head
+from tests.conftest import small_batch
 
 Load = Callable[..., TrainConfig]
 READ = ("arch.encoder_type=in_context", "arch.context_mode=read", "arch.context_attention=pair")
 ALL_PAIRS = (*READ, "arch.targets=all_pairs", "arch.halt_exploration_prob=0")
 
 
-@pytest.fixture(params=["task", "full"])
-def head(request: pytest.FixtureRequest, shrunk_config: Load, store: PuzzleStore) -> ACTLossHead:
-    config = shrunk_config(*ALL_PAIRS, f"arch.canvas={request.param}").arch
+@pytest.fixture
+def batch(store: PuzzleStore) -> Batch:
+    return small_batch(store, 3)
+
+
+@pytest.fixture
+def head(shrunk_config: Load, store: PuzzleStore) -> ACTLossHead:
+    config = shrunk_config(*ALL_PAIRS).arch
     model = create_model(config, store.metadata)
     torch.nn.init.normal_(model.inner.q_head.weight, std=0.01)
     return create_loss_head(config, model).train()
@@ -60,7 +66,6 @@ def asked_alone(batch: Batch, sample: int, number: int) -> Batch:
 
 def test_each_target_is_answered_as_a_query_asked_alone(head: ACTLossHead, batch: Batch) -> None:
     """Over three ACT steps with carry; a sample with one pair has only its query."""
-    batch = {key: value[:3].clone() for key, value in batch.items()}
     batch["demo_mask"][1] = torch.tensor([False, True, False, False])
     model = head.model
     together = course(model, batch)
@@ -78,8 +83,14 @@ def test_each_target_is_answered_as_a_query_asked_alone(head: ACTLossHead, batch
                 )
 
 
-def test_an_output_of_other_colours_and_size_changes_every_target_but_its_own(head: ACTLossHead, batch: Batch) -> None:
+@pytest.mark.parametrize("canvas", ["task", "full"])
+def test_an_output_of_other_colours_and_size_changes_every_target_but_its_own(
+    shrunk_config: Load, store: PuzzleStore, batch: Batch, canvas: str
+) -> None:
     """Logits and q over three ACT steps with carry."""
+    model = create_model(shrunk_config(*ALL_PAIRS, f"arch.canvas={canvas}").arch, store.metadata).train()
+    torch.nn.init.normal_(model.inner.q_head.weight, std=0.01)
+    batch = {key: value[:1] for key, value in batch.items()}
     sample, number = 0, 1
     changed = {key: value.clone() for key, value in batch.items()}
     output = torch.full((30, 30), PAD, dtype=torch.uint8)
@@ -88,7 +99,7 @@ def test_an_output_of_other_colours_and_size_changes_every_target_but_its_own(he
     targets = places(batch)
     own = targets.index((sample, number))
     others = [n for n, (i, _) in enumerate(targets) if i == sample and n != own]
-    for before, after in zip(course(head.model, batch), course(head.model, changed), strict=True):
+    for before, after in zip(course(model, batch), course(model, changed), strict=True):
         for key in ("target_logits", "target_q_halt_logits"):
             torch.testing.assert_close(before[key][own], after[key][own], rtol=0, atol=1e-5)
         assert all((before["target_logits"][n] - after["target_logits"][n]).abs().max() > 1e-3 for n in others)
@@ -116,7 +127,7 @@ def test_no_gradient_comes_from_a_targets_own_evidence(head: ACTLossHead, batch:
 
 def test_losses_are_means_over_targets_and_metrics_the_querys(head: ACTLossHead, batch: Batch) -> None:
     _, loss, sums, outputs = head(head.model.initial_carry(batch), batch)
-    lm_loss, q_loss = torch.zeros(6, dtype=torch.float64), torch.zeros(6)
+    lm_loss, q_loss = torch.zeros(3, dtype=torch.float64), torch.zeros(3)
     targets = places(batch)
     for n, (sample, number) in enumerate(targets):
         label = asked_alone(batch, sample, number)["labels"]
@@ -139,7 +150,7 @@ def test_a_task_halts_when_all_of_its_targets_want_to(head: ACTLossHead, batch: 
     torch.nn.init.constant_(model.inner.q_head.bias, 4.0)
     carry, outputs = model(model.initial_carry(batch), batch)
     wants = outputs["target_q_halt_logits"] > 0
-    expected = [bool(wants[outputs["target_samples"] == i].all()) for i in range(6)]
+    expected = [bool(wants[outputs["target_samples"] == i].all()) for i in range(3)]
     assert carry.halted.tolist() == expected
     assert not wants.all()
 

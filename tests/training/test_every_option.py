@@ -214,6 +214,7 @@ CASES = {
     "max_eval_augmentations": Case(("1", "3"), "evaluation", keeps=TRAINING),
     # Variance over the samples of a batch of one is not defined, so it is not logged.
     "eval_batch_size": Case(("8", "1"), "evaluation", keeps=(*TRAINING, "submission")),
+    "eval_batch_tokens": Case(("null", "1"), "evaluation", keeps=(*TRAINING, "submission")),
     "eval_controls": Case(("false", "true"), "evaluation", keeps=(*TRAINING, "submission")),
     "eval_control_queries": Case(
         ("1", "2"), "evaluation", keeps=(*TRAINING, "submission"), given=("eval_controls=true",)
