@@ -39,6 +39,8 @@ class ContextLimit:
         Raises:
             DatasetError: names the puzzle, and the least limit for it.
         """
+        if self.most is None:
+            return
         short = may_show & ~self.too_long(pairs.index)
         needed = 1 + (short & may_query).any(axis=1)  # the query itself may be one of them
         lacking = np.flatnonzero(short.sum(axis=1) < needed)

@@ -139,6 +139,13 @@ class FewshotEvalDataset(Dataset[Batch]):
         """The pairs shown with the given queries, in the order of the task; -1 where there are fewer."""
         return self.limit.apply(self._first_demos(indices))[0]
 
+    def left_out(self) -> dict[str, int]:
+        """By puzzle, how many demonstrations the limit leaves out; without those that are shown all."""
+        rows, first = np.unique(self.query_row, return_index=True)
+        counts = self.limit.apply(self._first_demos(first))[1]
+        ids = self.store.metadata.puzzle_ids
+        return {ids[self.puzzles[row]]: int(count) for row, count in zip(rows, counts, strict=True) if count}
+
     def _first_demos(self, indices: Int64[np.ndarray, " batch"]) -> Int64[np.ndarray, "batch demos"]:
         """The first demonstrations of the queries' tasks; those that the limit never lets in come last."""
         rows = self.query_row[indices]
