@@ -135,6 +135,7 @@ class TrainConfig(Section):
     optimizer: Literal["adam_atan2", "muon"] = "adam_atan2"
     muon_lr: PositiveFloat = 1e-2
     min_demos: Positive | None = None
+    max_context_tokens: Positive | None = None
     compile: Annotated[Literal["auto", "on", "off"], OnOrOff] = "auto"
     eval_batch_tokens: Positive | None = None
     data_workers: NonNegative
@@ -195,6 +196,11 @@ class TrainConfig(Section):
             )
         if self.min_demos is not None and self.min_demos > self.max_demos:
             raise ValueError(f"min_demos={self.min_demos} must be at most max_demos={self.max_demos}")
+        if self.max_context_tokens is not None and self.arch.condition != "demonstrations":
+            raise ValueError(
+                f"max_context_tokens={self.max_context_tokens} is for systems that read demonstrations; "
+                f"arch.name={self.arch.name} reads {self.arch.condition}"
+            )
         if self.freeze_encoder and self.freeze_decoder_steps:
             raise ValueError("freeze_encoder=true with freeze_decoder_steps > 0 would train nothing at first")
         if self.train_on_held_out_demonstrations and not isinstance(self.arch, TrmArch):

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from dataset.assemble import PairTable, assemble, first_by_key, select_puzzles
 from dataset.batches import Batch, Conditions
+from dataset.context_limit import ContextLimit
 from dataset.store import DatasetError, PuzzleStore, Split
 from dataset.store_train_dataset import PairChoice, StoreTrainDataset
 from dataset.token_batches import bounds_by_cells, cells_of_queries
@@ -85,6 +86,7 @@ class FewshotEvalDataset(Dataset[Batch]):
         batch_size: int,
         split: Split = "test",
         max_demos: int = 10,
+        max_context_tokens: int | None = None,
         max_groups: int | None = None,
         max_augmentations: int | None = None,
         batch_tokens: int | None = None,
@@ -96,6 +98,8 @@ class FewshotEvalDataset(Dataset[Batch]):
         self.puzzles = select_puzzles(store, split, max_groups, key)
         self.pairs = PairTable(store, self.puzzles)
         is_query = self.pairs.exists & ~self.pairs.is_demo
+        self.limit = ContextLimit(store, max_context_tokens)
+        self.limit.check(store, self.puzzles, self.pairs, self.pairs.is_demo, is_query)
         first = store.puzzle_augmentations[self.puzzles]
         counts = store.puzzle_augmentations[self.puzzles + 1] - first
         if max_augmentations is not None:
@@ -124,22 +128,28 @@ class FewshotEvalDataset(Dataset[Batch]):
 
     def queries(self, indices: Int64[np.ndarray, " batch"]) -> Batch:
         """The batch of the given rows of the query tables."""
-        batch = assemble(
-            self.store,
-            self.query_puzzle[indices],
-            self.query_augmentation[indices],
-            self.demo_pairs(indices),
-            self.query_pair[indices],
-        )
+        demo_pairs, left_out = self.limit.apply(self._first_demos(indices))
+        puzzles, augmentations = self.query_puzzle[indices], self.query_augmentation[indices]
+        batch = assemble(self.store, puzzles, augmentations, demo_pairs, self.query_pair[indices])
+        batch |= self.limit.counted(left_out)
         batch["query_indices"] = torch.from_numpy(indices.astype(np.int32))
         return batch if self.conditions is None else batch | self.conditions.of(indices)
 
     def demo_pairs(self, indices: Int64[np.ndarray, " batch"]) -> Int64[np.ndarray, "batch demos"]:
         """The pairs shown with the given queries, in the order of the task; -1 where there are fewer."""
+        return self.limit.apply(self._first_demos(indices))[0]
+
+    def left_out(self) -> dict[str, int]:
+        """By puzzle, how many demonstrations the limit leaves out; without those that are shown all."""
+        rows, first = np.unique(self.query_row, return_index=True)
+        counts = self.limit.apply(self._first_demos(first))[1]
+        ids = self.store.metadata.puzzle_ids
+        return {ids[self.puzzles[row]]: int(count) for row, count in zip(rows, counts, strict=True) if count}
+
+    def _first_demos(self, indices: Int64[np.ndarray, " batch"]) -> Int64[np.ndarray, "batch demos"]:
+        """The first demonstrations of the queries' tasks; those that the limit never lets in come last."""
         rows = self.query_row[indices]
-        demos = first_by_key(
-            np.tile(np.arange(self.pairs.index.shape[1], dtype=np.float64), (len(rows), 1)),
-            self.pairs.is_demo[rows],
-            self.max_demos,
-        )
-        return np.where(demos >= 0, np.take_along_axis(self.pairs.index[rows], demos, axis=1), -1)
+        index = self.pairs.index[rows]
+        keys = np.arange(index.shape[1]) + index.shape[1] * self.limit.too_long(index)
+        demos = first_by_key(keys.astype(np.float64), self.pairs.is_demo[rows], self.max_demos)
+        return np.where(demos >= 0, np.take_along_axis(index, demos, axis=1), -1)

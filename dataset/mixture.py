@@ -47,11 +47,11 @@ class Shares:
 
     def of_rank(self, batch: int) -> list[int]:
         """Samples of each source in each rank's part of a batch."""
-        done = min(1.0, batch / self.over)
-        bounds, total = [0], 0.0
+        done, unit = min(batch, self.over), self.over * self.world_size
+        bounds, total = [0], 0
         for first, last in zip(self.first, self.last, strict=True):
-            total += (first + (last - first) * done) / self.world_size
-            bounds.append(round(total))
+            total += first * self.over + (last - first) * done
+            bounds.append((2 * total + unit) // (2 * unit))  # rounded sums: a share that does not change stays exact
         return [end - start for start, end in pairwise(bounds)]
 
     def most(self) -> list[int]:
@@ -67,7 +67,7 @@ class MixtureSource(TrainSource):
     The `puzzle_groups` of a source are counted on from those of the sources before it.
 
     Args:
-        sources: each makes batches of its largest share (`Shares.most`), of which the first are taken.
+        sources: each makes batches of its largest share (`Shares.most`), of which evenly spread ones are taken.
         num_batches: of the run; an epoch has `epoch_batches`.
     """
 
@@ -87,7 +87,7 @@ class MixtureSource(TrainSource):
         parts = []
         for share, source, group in zip(self.shares.of_rank(number), self.sources, self.first_group[:-1], strict=True):
             if share:
-                part = {key: value[:share] for key, value in source[number].items()}
+                part = _some_of(source[number], share)
                 parts.append(part | {"puzzle_groups": part["puzzle_groups"] + group})
         slots = max(part["demo_mask"].shape[1] for part in parts)
         padded = [_with_slots(part, slots) for part in parts]
@@ -137,6 +137,12 @@ class MixtureSource(TrainSource):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for number, part in state.items():
             self.sources[int(number)].load_state_dict(part)
+
+
+def _some_of(batch: Batch, count: int) -> Batch:
+    """As many samples of a batch, evenly spread: of all ranks together they are those that one rank would take."""
+    chosen = torch.arange(count) * len(batch["inputs"]) // count
+    return {key: value[chosen] for key, value in batch.items()}
 
 
 def _with_slots(batch: Batch, slots: int) -> Batch:

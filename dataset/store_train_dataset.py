@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from dataset.assemble import PairTable, assemble, first_by_key
 from dataset.batches import Batch
+from dataset.context_limit import ContextLimit
 from dataset.sources import TrainSource
 from dataset.store import DatasetError, PuzzleStore
 from dataset.trained_on import TrainedOn
@@ -28,6 +29,7 @@ class StoreTrainDataset(TrainSource):
         puzzles: those that training draws from.
         max_demos, min_demos: each sample has a number of demonstrations drawn between them, as far as its puzzle has so
             many; without `min_demos` as many as there are, up to `max_demos`.
+        max_context_tokens: see `dataset.context_limit`.
         translate: places grids anywhere on their canvases, one of each sample at (0, 0); else all of them there.
 
     Raises:
@@ -44,6 +46,7 @@ class StoreTrainDataset(TrainSource):
         seed: int,
         max_demos: int = 10,
         min_demos: int | None = None,
+        max_context_tokens: int | None = None,
         translate: bool = True,
         rank: int = 0,
         world_size: int = 1,
@@ -54,6 +57,9 @@ class StoreTrainDataset(TrainSource):
             raise DatasetError("the data set has no training puzzles")
         self.pairs = PairTable(store, puzzles)
         self.may_query, self.may_show = self._choose_pairs()
+        self.limit = ContextLimit(store, max_context_tokens)
+        self.limit.check(store, puzzles, self.pairs, self.may_show, self.may_query)
+        self.too_long = self.limit.too_long(self.pairs.index)
         if global_batch_size % world_size:
             raise DatasetError(f"global_batch_size={global_batch_size} is not a multiple of {world_size} ranks")
         self.global_batch_size = global_batch_size
@@ -148,18 +154,20 @@ class StoreTrainDataset(TrainSource):
         may_show = self.may_show[row]
         may_show[np.arange(len(row)), query] = False
         num_pairs = may_show.shape[1]
-        demos = first_by_key(uniform[:, 3 : 3 + num_pairs], may_show, self.max_demos)
+        demos = first_by_key(uniform[:, 3 : 3 + num_pairs] + self.too_long[row], may_show, self.max_demos)
         if self.min_demos is not None:
             demos = self._some_of(demos, uniform[:, -1])
         index = self.pairs.index[row]
         demo_pairs = np.where(demos >= 0, np.take_along_axis(index, demos, axis=1), -1)
+        demo_pairs, left_out = self.limit.apply(demo_pairs)
         query_pairs = index[np.arange(len(row)), query]
-        if not self.translate:
-            return assemble(self.store, puzzles, augmentations, demo_pairs, query_pairs)
-        places = uniform[:, 3 + num_pairs : 3 + num_pairs + 2 * (self.max_demos + 1)]
-        translation = places.reshape(len(row), self.max_demos + 1, 2)
-        translation = leave_one_in_place(translation, demo_pairs >= 0, uniform[:, 2])
-        return assemble(self.store, puzzles, augmentations, demo_pairs, query_pairs, translation)
+        translation = None
+        if self.translate:
+            places = uniform[:, 3 + num_pairs : 3 + num_pairs + 2 * (self.max_demos + 1)]
+            translation = places.reshape(len(row), self.max_demos + 1, 2)
+            translation = leave_one_in_place(translation, demo_pairs >= 0, uniform[:, 2])
+        batch = assemble(self.store, puzzles, augmentations, demo_pairs, query_pairs, translation)
+        return batch | self.limit.counted(left_out)
 
     def _some_of(
         self, demos: Int64[np.ndarray, "batch demos"], uniform: Float64[np.ndarray, " batch"]

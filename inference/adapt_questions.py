@@ -28,7 +28,8 @@ class Questions:
     def __init__(self, store: PuzzleStore, key: int, config: TrainConfig, options: AdaptOptions, device: torch.device):
         self.store, self.device = store, device
         self.count = int(store.puzzle_demos[0])
-        self.data = FewshotEvalDataset(store, batch_size=config.eval_batch_size, max_demos=config.max_demos)
+        limits = {"max_demos": config.max_demos, "max_context_tokens": config.max_context_tokens}
+        self.data = FewshotEvalDataset(store, batch_size=config.eval_batch_size, **limits)
         self.batches = [self.data[number] for number in range(len(self.data))]
         self.explained: Batch | None = None
         self.left_out: Batch | None = None

@@ -111,7 +111,8 @@ def _query_options(config: TrainConfig, split: str, limits: dict[str, int | None
     }
     chosen = {key: own[key] if limit is None else limit for key, limit in limits.items()}
     tokens = config.eval_batch_tokens if limits["batch_size"] is None else None
-    return {**chosen, "batch_tokens": tokens, "split": split, "max_demos": config.max_demos}
+    shown = {"max_demos": config.max_demos, "max_context_tokens": config.max_context_tokens}
+    return {**chosen, **shown, "batch_tokens": tokens, "split": split}
 
 
 def _need_puzzles(store: PuzzleStore, split: str, paths: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset.batches import Batch, iterate
+from dataset.context_limit import LEFT_OUT_KEY
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.grids import CANVAS_SIDE
 from evaluators.arc import EVALUATORS, QueryResult, Submission
@@ -100,7 +101,7 @@ class Measures:
         self.max_steps = max_steps
         by_step = (*STEP_MEASURES, "q_halt", *CARRY_MEASURES)
         names = [f"{name}@{step}" for step in range(max_steps) for name in by_step]
-        names += ["lm_loss", "full_canvas_reruns", "encoder_convergence_steps", *HEALTH_MEASURES]
+        names += [LEFT_OUT_KEY, "lm_loss", "full_canvas_reruns", "encoder_convergence_steps", *HEALTH_MEASURES]
         self.totals = Totals(names, device)
 
     def add_batch(self, head: ACTLossHead, batch: Batch) -> dict[str, Tensor]:
@@ -123,6 +124,8 @@ class Measures:
             self.totals.add("encoder_convergence_steps", converged)
         self.totals.add("lm_loss", terms["lm_loss"], terms["labelled"])
         self.totals.add("full_canvas_reruns", outputs["rerun"])
+        if LEFT_OUT_KEY in batch:
+            self.totals.add(LEFT_OUT_KEY, batch[LEFT_OUT_KEY])
         if head.model.reads_demonstrations:
             for name, value in encoder_health(
                 outputs["context"], batch.get("puzzle_groups"), outputs.get("context_mask")

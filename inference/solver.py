@@ -219,7 +219,8 @@ class Solver:
     def queries(self, store: PuzzleStore, kind: type[FewshotEvalDataset] = FewshotEvalDataset, **options: Any) -> Any:
         """The queries of a data set as this run's model reads them, of which this rank asks its part."""
         options |= {"rank": self.ranks.rank, "world_size": self.ranks.world_size}
-        data = kind(store, batch_size=self.config.eval_batch_size, max_demos=self.config.max_demos, **options)
+        options |= {"max_demos": self.config.max_demos, "max_context_tokens": self.config.max_context_tokens}
+        data = kind(store, batch_size=self.config.eval_batch_size, **options)
         attach_latents(self.config, [data], self.ranks)
         return data
 

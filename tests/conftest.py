@@ -83,7 +83,7 @@ def shrunk_config(dataset_folder: Path) -> Callable[..., TrainConfig]:
     @functools.cache
     def load(*overrides: str, config_name: str = "cfg_pretrain_etrm_arc_agi_1") -> TrainConfig:
         shrunk = [*SHRUNK, f"data_paths=[{dataset_folder}]", *overrides]
-        if "data=known_rules" in overrides:  # which has a number of batches instead
+        if {"data=known_rules", "data=rearc", "data=mixture"} & {*overrides}:  # which have a number of batches instead
             shrunk = [override for override in shrunk if not override.startswith("epochs=")]
         return load_config(config_name, shrunk)
 

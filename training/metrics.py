@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dataset.context_limit import LEFT_OUT_KEY
 from evaluators.arc import QueryResult
 from inference.control_table import control_table
 from inference.diagnostics import encoder_health
@@ -32,6 +33,9 @@ def step_metrics(
         context = distributed.gather_padded_rows(context, ranks)
         groups = distributed.gather_rows(trainer.carry.current_data["puzzle_groups"], ranks)
         tensors |= {f"train/{key}": value for key, value in encoder_health(context, groups, mask).items()}
+    if trainer.carry is not None and LEFT_OUT_KEY in trainer.carry.current_data:
+        left_out = distributed.gather_rows(trainer.carry.current_data[LEFT_OUT_KEY], ranks)
+        tensors[f"train/{LEFT_OUT_KEY}"] = left_out.double().mean()
     for key in sorted(key for key in outputs if key.startswith("encoder_carry_")):
         tensors[f"train/{key}"] = distributed.gather_rows(outputs[key], ranks).mean()
     values = torch.stack([t.double() for t in tensors.values()]).tolist() if tensors else []

@@ -45,6 +45,7 @@ def create_eval_data(
         max_groups=config.max_eval_groups if split == "test" else config.max_train_groups,
         max_augmentations=max_augmentations,
         max_demos=config.max_demos,
+        max_context_tokens=config.max_context_tokens,
         rank=ranks.rank,
         world_size=ranks.world_size,
     )

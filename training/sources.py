@@ -41,6 +41,7 @@ def fewshot(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> FewshotTra
         query_sampling=config.query_sampling,
         min_demos=config.min_demos,
         translate=config.data.translate,
+        max_context_tokens=config.max_context_tokens,
         **_store_options(config, ranks),
     )
 
@@ -87,6 +88,7 @@ def known_rules(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> KnownR
         global_batch_size=config.global_batch_size,
         seed=config.seed,
         steps_per_batch=config.arch.steps_per_batch,
+        max_context_tokens=config.max_context_tokens,
     )
 
 
@@ -101,6 +103,7 @@ def rearc(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> RearcSource:
         min_demos=data.demos[0],
         max_demos=data.demos[1],
         translate=data.translate,
+        max_context_tokens=config.max_context_tokens,
         global_batch_size=config.global_batch_size,
         seed=config.seed,
         rank=ranks.rank,

@@ -12,13 +12,17 @@ from torch import Tensor
 from dataset.assemble import assemble
 from dataset.augment import IDENTITY_COLORS
 from dataset.batches import Batch
+from dataset.context_limit import LEFT_OUT_KEY
+from dataset.grids import CANVAS_SIDE
 from dataset.known_rules.curriculum import Curriculum
-from dataset.known_rules.generator import KnownTask, draw_task, generator_of
+from dataset.known_rules.family import Lesson
+from dataset.known_rules.generator import FAMILIES, KnownTask, draw_task, generator_of
 from dataset.sources import SampleResults, TrainSource
 from dataset.store import DatasetError
 from dataset.store_train_dataset import leave_one_in_place
 from dataset.trained_on import TrainedOn
 
+MOST_GROWTH = 3  # of an output's side, where a family's outputs are larger
 UNTURNED = np.zeros(1, dtype=np.uint8)
 
 
@@ -86,6 +90,7 @@ class KnownRulesSource(TrainSource):
         seed: int,
         has_curriculum: bool = False,
         steps_per_batch: int = 1,
+        max_context_tokens: int | None = None,
     ):
         ranks = curriculum.ranks
         if global_batch_size % ranks.world_size:
@@ -94,6 +99,9 @@ class KnownRulesSource(TrainSource):
         self.translate, self.seed, self.steps_per_batch = translate, seed, steps_per_batch
         self.has_curriculum = has_curriculum
         self.slots = range(global_batch_size)[ranks.local_slots(global_batch_size)]
+        self.max_context_tokens = max_context_tokens
+        for lesson in curriculum.lessons:
+            _check_length(lesson, max_context_tokens)
         self.num_slots = max(lesson.settings.demos[1] for lesson in curriculum.lessons)
 
     def __len__(self) -> int:
@@ -110,7 +118,10 @@ class KnownRulesSource(TrainSource):
             if self.translate:
                 uniform.append(rng.random(1 + 2 * (self.num_slots + 1)))
         translation = self._translation(tasks, uniform) if self.translate else None
-        return draw_batch(tasks, lessons, self.num_slots, translation)
+        batch = draw_batch(tasks, lessons, self.num_slots, translation)
+        if self.max_context_tokens is not None:  # which no task exceeds
+            batch[LEFT_OUT_KEY] = torch.zeros(len(tasks), dtype=torch.int32)
+        return batch
 
     def _translation(
         self, tasks: Sequence[KnownTask], uniform: Sequence[Float64[np.ndarray, " draws"]]
@@ -150,3 +161,21 @@ class KnownRulesSource(TrainSource):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.curriculum.load_state_dict(state)
+
+
+def _check_length(lesson: Lesson, most: int | None) -> None:
+    """Refuse tasks that could be longer than the limit: with a demonstration left out, a rule might not be seen.
+
+    Raises:
+        DatasetError: says how long they can be.
+    """
+    side, (_, demos) = lesson.settings.sides[1], lesson.settings.demos
+    growing = any(FAMILIES[name].growth > 1 for name in lesson.settings.families)
+    output = min(CANVAS_SIDE, MOST_GROWTH * side) if growing else side
+    longest = demos * (side**2 + output**2)
+    if most is not None and longest > most:
+        raise DatasetError(
+            f"max_context_tokens={most}: tasks of {lesson.family} with {demos} demonstrations and sides up to {side} "
+            f"have up to {longest} cells, and none of a known rule's demonstrations may be left out; take shorter ones "
+            f"or max_context_tokens={longest}"
+        )

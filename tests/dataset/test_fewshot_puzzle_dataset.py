@@ -494,3 +494,40 @@ def test_a_puzzle_with_one_labelled_pair_cannot_be_left_one_out(build_store: Bui
     built = build_store({"own": {"a": task(0), "single": task(1, demos=1, labelled=False)}})
     with pytest.raises(DatasetError, match=r"'single' has 1 pairs.*needs 2"):
         FewshotTrainDataset(built, global_batch_size=1, epochs=1, seed=0, query_sampling="leave_one_out")
+
+
+def shown_counts(dataset: FewshotTrainDataset) -> Counter[int]:
+    return Counter(int(count) for number in range(len(dataset)) for count in dataset[number]["demo_mask"].sum(1))
+
+
+def test_a_random_number_of_demonstrations_is_shown_from_min_demos_on(store: PuzzleStore) -> None:
+    """As often each, where there are so many; the first ones of those that are shown without it."""
+    options = {"query_sampling": "leave_one_out", "max_groups": 30, "epochs": 60}
+    some, all_of_them = (train_data(store, **options, min_demos=number) for number in (1, None))
+    most = np.minimum(all_of_them.may_show.sum(1) - 1, 4)
+    counts = shown_counts(some)
+    assert sorted(counts) == [1, 2, 3, 4]
+    expected = {k: sum(1 / m for m in most if m >= k) / len(most) for k in (1, 2, 3, 4)}
+    for count, share in expected.items():
+        assert abs(counts[count] / counts.total() - share) < 0.05
+    assert set(shown_counts(train_data(store, **options, min_demos=3))) <= {
+        2,
+        3,
+        4,
+    }  # two, of puzzles that have three pairs
+    assert shown_counts(train_data(store, **options, min_demos=4)) == shown_counts(all_of_them)
+
+
+def test_demonstrations_are_shown_first_slots_first(store: PuzzleStore) -> None:
+    dataset = train_data(store, query_sampling="leave_one_out", min_demos=1)
+    for number in range(len(dataset)):
+        mask = dataset[number]["demo_mask"]
+        assert torch.equal(mask, mask.sort(dim=1, descending=True, stable=True).values)
+
+
+def test_without_translation_every_grid_is_at_the_corner(store: PuzzleStore) -> None:
+    dataset = train_data(store, translate=False)
+    for number in range(len(dataset)):
+        batch = dataset[number]
+        shown = batch["demo_inputs"][batch["demo_mask"]]
+        assert (torch.cat([shown, batch["inputs"]])[:, 0] >= 2).all()
