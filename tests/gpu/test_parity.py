@@ -96,11 +96,7 @@ def test_a_step_in_bfloat16_has_the_gradients_of_float32(
         for dtype in ("bfloat16", "float32")
     )
     assert cosine(half[0], full[0]) > 0.99
-<<<<<<< HEAD
     # Where the CPU stands in, half precision rounds inside attention too: gradients that nearly cancel turn further.
-=======
-    # On the CPU, which has no packed kernel, half precision rounds in other places: a looser bound there.
->>>>>>> w-cuda
     assert_gradients_point_the_same_way(half[2], full[2], 0.99 if device.type == "cuda" else 0.85)
 
 
