@@ -124,9 +124,13 @@ class SelfAttention(nn.Module):
             qk = rms_norm(qk)
         q, k = (qk if rotary is None else apply_rotary(qk, rotary)).unbind(1)
         if self.gain is not None:
-            q = q * self.gain.to(q.dtype)[:, None]
+            q = self.gained(q, self.gain)
         out = attend(q, k, v.squeeze(1), packing.segments, runs=packing.runs)
         return self.o_proj(rearrange(out, "n h d -> n (h d)"))
+
+    def gained(self, q: Float[Tensor, "n h d"], gain: Float[Tensor, " h"]) -> Float[Tensor, "n h d"]:
+        """Queries times the factor of their head."""
+        return q * gain.to(q.dtype)[:, None]
 
 
 class CrossAttention(nn.Module):
