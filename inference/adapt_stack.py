@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from config.arch_schema import AnyArch, EtrmArch
 from config.schema import TrainConfig
 from dataset.arc_tasks import Task
 from dataset.batches import Batch
@@ -22,17 +23,20 @@ from inference.adapt_weights import Course
 from learning.learner import StepResult
 from models.act import EXPLORATION_KEY, RecursiveReasoner
 from models.recursive_reasoning.carry import RaggedInnerCarry
-from models.stacked import StackedModel, not_stackable
+from models.stacked import StackedModel
 from utils.faults import is_out_of_memory
 
 log = logging.getLogger(__name__)
 FILLED = {"demo_inputs": PAD, "demo_labels": PAD, "demo_mask": False}  # what a missing demonstration is
 
 
-def stack_refusal(model: RecursiveReasoner, options: AdaptOptions, budget: Budget | None) -> str | None:
+def stack_refusal(arch: AnyArch, options: AdaptOptions, budget: Budget | None) -> str | None:
     """Why tasks cannot be adapted side by side; None where they can."""
-    if why := not_stackable(model):
-        return f"{why}, whose weights cannot stand side by side; an ETRM with arch.encoder_type=in_context can be stacked"
+    if not isinstance(arch, EtrmArch) or arch.encoder_type != "in_context" or arch.targets != "query":
+        return (
+            f"weights of {arch.name} cannot stand side by side, but for arch.encoder_type=in_context with "
+            "arch.targets=query: leave --stack out"
+        )
     if budget is None or budget.updates is None:
         return "tasks side by side share the clock: give --adapt-updates, not seconds"
     if options.control in ("votes", "random_weights"):
@@ -203,7 +207,7 @@ def adapt_stacked(
         AdaptError: options and budget do not go together, or the system cannot be adapted so.
     """
     check(config, options, budget)
-    if why := stack_refusal(model, options, budget):
+    if why := stack_refusal(config.arch, options, budget):
         raise AdaptError(f"--stack {size}: {why}")
     live, coming = _Live(Stack(model), size), iter(tasks)
     with undisturbed(next(model.parameters()).device):

@@ -1,6 +1,6 @@
 """The linear map of each task over its own rows: the grouped product of mixtures of experts, the task as the expert.
 
-    n rows, sorted by task   t tasks   i inputs   o outputs
+n rows, sorted by task   t tasks   i inputs   o outputs
 """
 
 from typing import Any

@@ -1,7 +1,6 @@
 """Tasks adapted side by side come to what they come to one after another, whatever happens beside them."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -71,7 +70,12 @@ def courses_of(model: RecursiveReasoner, config: TrainConfig, options: AdaptOpti
     found = []
     for number, task in enumerate(TASKS):
         views = TaskViews(
-            store_of_tasks([task], 0, 0), range(len(task.train)), 7 + number, views=options.views, max_demos=8, translate=True
+            store_of_tasks([task], 0, 0),
+            range(len(task.train)),
+            7 + number,
+            views=options.views,
+            max_demos=8,
+            translate=True,
         )
         learner = create_task_learner(model, config.arch, options)
         learner.model.train()
@@ -115,3 +119,92 @@ def test_loss_gradient_and_weights_are_those_of_one_after_another(double: Any, o
         assert other.learner.ema is not None
         for average, expected in zip(one.learner.ema.shadow, other.learner.ema.shadow, strict=True):
             torch.testing.assert_close(average, expected, atol=1e-7, rtol=1e-7)
+
+
+def test_a_task_that_becomes_not_finite_does_not_touch_the_others(double: Any) -> None:
+    model, config = double()
+    together, alone = courses_of(model, config), courses_of(model, config)
+    with torch.no_grad():
+        together[1].learner.model.inner.lm_head.weight[0, 0] = float("nan")
+    before = [p.clone() for p in together[1].learner.model.parameters()]
+    stack = Stack(model)
+    faults = stack.update(together)
+    assert faults[0] is faults[2] is None
+    assert faults[1] is not None
+    for weight, kept in zip(together[1].learner.model.parameters(), before, strict=True):
+        torch.testing.assert_close(weight, kept, atol=0, rtol=0, equal_nan=True)
+    stack.update([together[0], together[2]])  # without the one that has left
+    for course in (alone[0], alone[2]):
+        course.update()
+        course.update()
+    for one, other in ((together[0], alone[0]), (together[2], alone[2])):
+        for weight, expected in zip(one.learner.model.parameters(), other.learner.model.parameters(), strict=True):
+            torch.testing.assert_close(weight, expected, atol=1e-9, rtol=1e-9)
+
+
+def outcome(done: Adaptation) -> tuple[Any, ...]:
+    """What an adaptation came to, but the time it took."""
+    votes = [[(vote.grid.tolist(), vote.votes) for vote in part] for part in done.answer()]
+    marks = [(mark.updates, mark.explained, mark.agreement) for mark in done.marks]
+    return done.task, done.ended, done.updates, votes, marks
+
+
+def test_tasks_side_by_side_leave_singly_and_answer_as_alone(double: Any) -> None:
+    """Four tasks, two at a time: one has nothing to leave out, and its place goes to the next."""
+    model, config = double()
+    tasks = [*TASKS, task_of(3, 1, 2, 2)]
+    budget = Budget(updates=17)
+    stacked = dict(adapt_stacked(model, config, enumerate(tasks), OPTIONS, budget, size=2))
+    assert stacked[3].ended == "one_demonstration"
+    for number, task in enumerate(tasks):
+        assert outcome(stacked[number]) == outcome(adapt(model, config, task, OPTIONS, budget))
+
+
+def test_where_memory_runs_out_fewer_tasks_go_through_a_pass(double: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, config = double()
+    whole = Stack._pass
+
+    def small(self: Stack, courses: Any) -> Any:
+        if len(courses) > 2:
+            raise MemoryError
+        return whole(self, courses)
+
+    monkeypatch.setattr(adapt_stack.Stack, "_pass", small)
+    budget = Budget(updates=3)
+    stacked = dict(adapt_stacked(model, config, enumerate(TASKS), OPTIONS, budget, size=3))
+    for number, task in enumerate(TASKS):
+        assert outcome(stacked[number]) == outcome(adapt(model, config, task, OPTIONS, budget))
+
+
+def test_what_cannot_be_stacked_is_refused(double: Any) -> None:
+    model, config = double()
+    with pytest.raises(AdaptError, match="share the clock"):
+        next(adapt_stacked(model, config, enumerate(TASKS), OPTIONS, Budget(seconds=5), size=2))
+    votes = OPTIONS.model_copy(update={"control": "votes"})
+    with pytest.raises(AdaptError, match="votes"):
+        next(adapt_stacked(model, config, enumerate(TASKS), votes, Budget(updates=5), size=2))
+    model.encoder.blocks = torch.nn.GELU()
+    with pytest.raises(StackError, match="GELU"):
+        StackedModel(model)
+
+
+def test_the_grouped_kernel_computes_what_the_loop_does() -> None:
+    """Twelve outputs and ten inputs, which are no multiples of 16 bytes; on the meta device too, which has no values."""
+    ends = torch.tensor([3, 10, 21], dtype=torch.int32)
+    found = []
+    for product in (stacked_linear, _in_one_kernel):
+        torch.manual_seed(0)
+        rows = torch.randn(21, 10, dtype=torch.bfloat16, requires_grad=True)
+        weights = torch.randn(3, 12, 10, dtype=torch.bfloat16, requires_grad=True)
+        out = product(rows, weights, ends)
+        out.backward(torch.ones_like(out))
+        found.append((out, rows.grad, weights.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=0.05, rtol=0.02)
+    rows = torch.empty(21, 10, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    weights = torch.empty(3, 12, 10, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    out = stacked_linear(rows, weights, ends.to("meta"))
+    out.sum().backward()
+    assert out.shape == (21, 12)
+    assert weights.grad is not None
+    assert weights.grad.shape == weights.shape
