@@ -189,7 +189,7 @@ def test_what_cannot_be_stacked_is_refused(double: Any) -> None:
 
 
 def test_the_grouped_kernel_computes_what_the_loop_does() -> None:
-    """Twelve outputs and ten inputs, which are no multiples of 16 bytes; on the meta device too, which has no values."""
+    """Twelve outputs and ten inputs, which are no multiples of 16 bytes; the meta device has no values."""
     ends = torch.tensor([3, 10, 21], dtype=torch.int32)
     found = []
     for product in (stacked_linear, _in_one_kernel):
