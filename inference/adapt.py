@@ -5,7 +5,8 @@ leads to is never seen. The base's weights are copied for each task, so they kee
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,6 +40,7 @@ ENDS = {
 }
 FAILED = ("one_demonstration", "not_finite", "out_of_memory")
 Tell = Callable[[Mark | None, int, float], None]
+Steps = Generator[Course, str | None, "Adaptation"]  # the updates of an adaptation, made by whoever asks for them
 
 
 def tell_nothing(mark: Mark | None, updates: int, seconds: float) -> None:
@@ -106,11 +108,14 @@ class _Session:
     def seconds(self) -> float:
         return time.monotonic() - self.began
 
-    def run(self) -> Adaptation:
-        """Ask the base, adapt, ask again at each mark and at the end."""
+    def run(self) -> Steps:
+        """Ask the base, adapt, ask again at each mark and at the end.
+
+        Whatever has an update to make is yielded, and what was not finite in it, if anything, is sent back.
+        """
         with torch.no_grad():
             self._mark(self.base, self.base, None)
-        ended, model = self._adapted()
+        ended, model = yield from self._adapted()
         failed = ended in FAILED
         return Adaptation(
             task=self.task.id,
@@ -124,14 +129,14 @@ class _Session:
             model=self.base if failed else model,
         )
 
-    def _adapted(self) -> tuple[str, RecursiveReasoner]:
+    def _adapted(self) -> Generator[Course, str | None, tuple[str, RecursiveReasoner]]:
         if self.options.control == "votes":
             return self._vote_on(), self.base
         if self.asking.count < 2:
             return "one_demonstration", self.base
         try:
             main, fork = self._courses()
-            ended = self._train(main, fork)
+            ended = yield from self._train(main, fork)
             return ended, main.settle()
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -185,13 +190,13 @@ class _Session:
         learner.model.train()
         return Course(learner, views, options, total, self.device)
 
-    def _train(self, main: Course, fork: Course | None) -> str:
+    def _train(self, main: Course, fork: Course | None) -> Generator[Course, str | None, str]:
         """Update until something ends it, which is returned; a key of `ENDS`."""
         while (ended := self._end()) is None:
             started = time.monotonic()
             self.updates += 1
             course = fork if fork is not None and self.updates % self.options.fork_every == 0 else main
-            if course.update() is not None:
+            if (yield course) is not None:
                 return "not_finite"
             self.update_seconds = time.monotonic() - started
             self.tell(None, self.updates, self.seconds)
@@ -270,10 +275,57 @@ def adapt(
     Raises:
         AdaptError: options and budget do not go together, or the system cannot be adapted.
     """
+    check(config, options, budget)
+    with undisturbed(next(model.parameters()).device):
+        return alone(adaptation_steps(model, config, task, options, budget, tell=tell, stop=stop))
+
+
+def check(config: TrainConfig, options: AdaptOptions, budget: Budget) -> None:
+    """Refuse what cannot be adapted, or not so.
+
+    Raises:
+        AdaptError: options and budget do not go together, or the system cannot be adapted.
+    """
     budget.check(options)
     if why := refusal(config.arch, options):
         raise AdaptError(why)
-    device = next(model.parameters()).device
-    devices = [device] if device.type == "cuda" else []
-    with one_thread(device), torch.random.fork_rng(devices=devices):
-        return _Session(model, config, task, options, budget, tell, stop).run()
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """One thread on the CPU, and the random state is afterwards as it was before."""
+    with one_thread(device), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def adaptation_steps(
+    model: RecursiveReasoner,
+    config: TrainConfig,
+    task: Task,
+    options: AdaptOptions,
+    budget: Budget,
+    *,
+    tell: Tell = tell_nothing,
+    stop: Any = False,
+) -> Steps:
+    """`adapt`, as the updates that it asks for."""
+    return _Session(model, config, task, options, budget, tell, stop).run()
+
+
+def alone(steps: Steps) -> Adaptation:
+    """Make each update of an adaptation as it is asked for."""
+    try:
+        course = next(steps)
+        while True:
+            course = resumed(steps, course)
+    except StopIteration as end:
+        return end.value
+
+
+def resumed(steps: Steps, course: Course) -> Course:
+    """Make the update that an adaptation has asked for; its next. It hears of memory that runs out."""
+    try:
+        fault = course.update()
+    except (MemoryError, RuntimeError) as error:
+        return steps.throw(error)
+    return steps.send(fault)

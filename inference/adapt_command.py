@@ -10,6 +10,7 @@ from inference.adapt_arguments import Asked
 from inference.adapt_evaluation import Work, answer_all, read_puzzle_list, settings_of, tasks_of_split
 from inference.adapt_figures import figures, write_figures
 from inference.adapt_record import AdaptRecord
+from inference.adapt_stack import stack_refusal
 from inference.adapt_systems import refusal
 from inference.restore import config_of
 from utils import distributed
@@ -44,6 +45,7 @@ def _evaluated(arguments: argparse.Namespace, asked: Asked, folder: Path, ranks:
         device=str(ranks.device),
         total_seconds=arguments.total_seconds,
         jobs=arguments.jobs,
+        stack=arguments.stack,
     )
     record = AdaptRecord(folder)
     settings = settings_of(work, tasks, arguments.split, store)
@@ -59,6 +61,8 @@ def _evaluated(arguments: argparse.Namespace, asked: Asked, folder: Path, ranks:
 def _asked_for(arguments: argparse.Namespace, asked: Asked, checkpoint: Checkpoint) -> tuple[PuzzleStore, list[Task]]:
     if why := refusal(config_of(checkpoint).arch, asked.options):
         raise CheckpointError(f"{checkpoint.path}: {why}")
+    if arguments.stack > 1 and (why := stack_refusal(config_of(checkpoint).arch, asked.options, asked.budget)):
+        raise CheckpointError(f"{checkpoint.path}: --stack {arguments.stack}: {why}")
     store = load_stores(tuple(arguments.data_paths) or tuple(checkpoint.config["data_paths"]))
     puzzles = [] if arguments.puzzles is None else read_puzzle_list(arguments.puzzles)
     return store, tasks_of_split(store, arguments.split, arguments.max_groups, puzzles)

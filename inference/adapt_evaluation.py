@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from dataset.store import DatasetError, PuzzleStore, Split
 from inference.adapt import adapt
 from inference.adapt_options import AdaptOptions, Budget
 from inference.adapt_record import AdaptRecord, Answered
+from inference.adapt_stack import adapt_stacked
 from inference.adapt_workers import worked_on
 from inference.restore import restore_without_data
 from utils import distributed
@@ -33,6 +34,7 @@ class Work:
     """What a process needs to answer puzzles.
 
     total_seconds: for all puzzles together, on all processes; what one does not use the others get.
+    stack: how many puzzles a process adapts side by side.
     """
 
     checkpoint: Checkpoint
@@ -42,6 +44,7 @@ class Work:
     device: str
     total_seconds: float | None = None
     jobs: int = 1
+    stack: int = 1
 
 
 def tasks_of_split(store: PuzzleStore, split: Split, max_groups: int | None, puzzles: Sequence[str]) -> list[Task]:
@@ -122,7 +125,7 @@ def answer_all(work: Work, tasks: Sequence[Task], record: AdaptRecord, ranks: Ra
     jobs = ((number, (without_outputs(tasks[number]), shares.next())) for number in mine)
     progress = tqdm(total=len(mine), desc="adapt", disable=not ranks.is_first)
     with progress:
-        for number, answered in worked_on(_answering, work, jobs, min(work.jobs, max(1, len(mine)))):
+        for number, answered in _answered(work, jobs, min(work.jobs, max(1, len(mine)))):
             record.write(number, answered)
             progress.update()
             progress.set_postfix_str(f"{answered.puzzle}: {answered.updates} updates, {answered.ended}")
@@ -165,6 +168,20 @@ def _announce(work: Work, total: int, waiting: int, used: float, ranks: Ranks) -
     else:
         length = f"{work.budget.updates if work.budget else 0} updates each"
     log.info("%d puzzles, %d of them answered before; %d at a time, %s", total, total - waiting, processes, length)
+
+
+def _answered(work: Work, jobs: Iterable[tuple[int, tuple[Task, Budget]]], processes: int) -> Iterator[Any]:
+    """Each job's number and what its puzzle came to, as they come."""
+    if work.stack == 1:
+        return worked_on(_answering, work, jobs, processes)
+    return _answered_side_by_side(work, [(number, task) for number, (task, _) in jobs])
+
+
+def _answered_side_by_side(work: Work, tasks: Sequence[tuple[int, Task]]) -> Iterator[tuple[int, Answered]]:
+    assert work.budget is not None
+    model, config = restore_without_data(work.checkpoint, torch.device(work.device), averaged=work.averaged)
+    for number, done in adapt_stacked(model, config, tasks, work.options, work.budget, work.stack):
+        yield number, Answered.of(done, None)
 
 
 def _answering(work: Work) -> Callable[[Any], Answered]:

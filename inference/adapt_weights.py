@@ -15,7 +15,7 @@ from dataset.batches import Batch
 from inference.adapt_options import AdaptOptions
 from inference.adapt_views import TaskViews
 from learning.groups import GroupOptions
-from learning.learner import Learner, LearnerOptions, create_learner
+from learning.learner import Learner, LearnerOptions, StepResult, create_learner
 from learning.optim import OptimizerOptions, learning_rate
 from models.act import RecursiveReasoner
 from models.layers import Linear, trunc_normal_
@@ -82,19 +82,27 @@ class Course:
 
     def update(self) -> str | None:
         """One ACT step and optimizer step; what was not finite, if anything, so that nothing was changed."""
+        self.begin()
+        return self.end(self.learner.step(self.carry, self.batch, self.updates, self.rate()))
+
+    def begin(self) -> None:
+        """Have the batch, and the carry, of the next update."""
         step = self.updates % self.act_steps
         if step == 0:
             drawn = self.views[self.updates // self.act_steps]
             self.batch = {key: value.to(self.device, non_blocking=True) for key, value in drawn.items()}
             self.carry = None
         torch.manual_seed((self.views.key + self.updates) % (1 << 63))  # for encoders that sample
-        result = self.learner.step(self.carry, self.batch, self.updates, self._rate())
+
+    def end(self, result: StepResult) -> str | None:
+        """Take what an update left behind; what was not finite, if anything."""
         self.carry, self.updates = result.carry, self.updates + 1
         if result.fault is None:
             self.losses.append(result.sums["lm_loss"] / self.options.views)
         return result.fault
 
-    def _rate(self) -> float:
+    def rate(self) -> float:
+        """The learning rate of the next update."""
         options = self.options
         falls = options.schedule == "cosine" and self.total is not None
         return learning_rate(

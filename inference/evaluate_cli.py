@@ -141,6 +141,7 @@ def _add_adaptation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--total-seconds", type=float, help="adapt within this time for all puzzles together")
     parser.add_argument("--puzzles", type=Path, metavar="FILE", help="with --adapt: ids of the split, one to a line")
     parser.add_argument("--jobs", type=int, help="with --adapt: processes, each of one thread (1)")
+    parser.add_argument("--stack", type=int, help="with --adapt-updates: tasks adapted side by side in one pass (1)")
     parser.add_argument("--output-dir", type=Path, help=f"with --adapt: its record, also to go on ({DEFAULT_RECORD})")
     parser.add_argument("--seed", type=int, help="with --adapt: draws views and versions (0)")
 
@@ -153,7 +154,9 @@ def _asked(arguments: argparse.Namespace) -> Asked | None:
     """
     asked = asked_of(arguments, votes=arguments.max_augmentations, seed=arguments.seed, control=arguments.adapt_control)
     refused = (
-        ("puzzles", "jobs", "output_dir", "seed") if asked is None else ("batch_size", "controls", "control_queries")
+        ("puzzles", "jobs", "stack", "output_dir", "seed")
+        if asked is None
+        else ("batch_size", "controls", "control_queries")
     )
     for name in refused:
         if getattr(arguments, name) is not None:
@@ -161,6 +164,11 @@ def _asked(arguments: argparse.Namespace) -> Asked | None:
             raise AdaptError(f"--{name.replace('_', '-')}: {clash}")
     if asked is not None and arguments.shuffle:
         raise AdaptError("--shuffle with --adapt: use --adapt-control mispaired")
+    if arguments.stack and arguments.jobs:
+        raise AdaptError(
+            "--stack with --jobs: one process adapts all tasks that stand side by side; give one of the two"
+        )
+    arguments.stack = arguments.stack or 1
     arguments.jobs, arguments.output_dir = arguments.jobs or 1, arguments.output_dir or Path(DEFAULT_RECORD)
     return asked
 
@@ -195,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _add_adaptation(parser)
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for name in ("max_groups", "max_augmentations", "batch_size", "control_queries", "jobs"):
+    for name in ("max_groups", "max_augmentations", "batch_size", "control_queries", "jobs", "stack"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} {value}: must be 1 or more")

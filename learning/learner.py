@@ -99,6 +99,18 @@ class Learner:
             carry = self.model.initial_carry(batch)
         carry, loss, sums, outputs = self.head(carry, batch)
         (loss / self.options.global_batch_size).backward()
+        return self.learn(StepResult(carry, sums, outputs, []), loss, number, lr, flags)
+
+    def learn(
+        self, result: StepResult, loss: Tensor, number: int, lr: float, flags: Callable[[], Sequence[bool]] = no_flags
+    ) -> StepResult:
+        """The optimizer step after a backward pass, which was somebody else's or `step`'s.
+
+        Args:
+            result: of the pass; what is returned besides is what the step adds.
+            loss: that of the pass, before it was divided.
+        """
+        carry, sums, outputs = result.carry, result.sums, result.outputs
         loss = loss.detach().float()
         control = self._reduced(loss, flags())
         set_learning_rates(self.optimizer, lr, number)

@@ -155,7 +155,7 @@ class SelfAttention(nn.Module):
         """With a memory each row attends to its own sequence and to what that reads of the memory."""
         q, k, v = self._projected(x, rotary)
         if self.gain is not None:
-            q = q * self.gain.to(q.dtype)[:, None]
+            q = self.gained(q, self.gain)
         if memory is None:
             out = attend(q, k, v, packing.segments, runs=packing.runs)
         else:
@@ -183,6 +183,10 @@ class SelfAttention(nn.Module):
         """
         _, k, v = self._projected(tokens, rotary)
         return Memory(k, v, reading)
+
+    def gained(self, q: Float[Tensor, "n h d"], gain: Float[Tensor, " h"]) -> Float[Tensor, "n h d"]:
+        """Queries times the factor of their head."""
+        return q * gain.to(q.dtype)[:, None]
 
 
 class CrossAttention(nn.Module):

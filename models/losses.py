@@ -81,11 +81,15 @@ class ACTLossHead(nn.Module):
             terms = self._terms_of_targets(outputs)
         else:
             terms = self.terms(outputs, carry.current_data["labels"])
-        loss = terms["lm_loss"].sum() + Q_HALT_WEIGHT * terms["q_halt_loss"].sum()
-        loss = loss + self.kl_weight * terms["kl_loss"].sum()
+        loss = self.total(terms)
         with torch.no_grad():
             sums = self._sums(terms, carry, loss)
         return carry, loss, sums, {**outputs, "exact": terms["exact_accuracy"]}
+
+    def total(self, terms: dict[str, Float[Tensor, "*groups samples"]]) -> Float[Tensor, "*groups"]:
+        """The loss of samples, summed: what is minimised."""
+        loss = terms["lm_loss"].sum(-1) + Q_HALT_WEIGHT * terms["q_halt_loss"].sum(-1)
+        return loss + self.kl_weight * terms["kl_loss"].sum(-1)
 
     def terms(self, outputs: dict[str, Tensor], labels: Int[Tensor, "batch 900"]) -> dict[str, Float[Tensor, " batch"]]:
         """Each sample's losses and measures.

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from models.segments import (
+    LENGTH_LEVELS,
     GatheredRuns,
     Runs,
     Segments,
@@ -26,6 +27,7 @@ from models.segments import (
     make_runs,
     padded_index,
 )
+from models.task_rows import TaskRows, active_stack
 
 # The packed kernel starts a block of threads for each so many queries that a sequence could have.
 QUERIES_A_BLOCK = 128
@@ -45,6 +47,7 @@ class Packing:
             lengths. For the packed kernel, only where `runs` is None.
         runs: the groups for attention by view, where these are used.
         scopes: the same rows as the layers in turn attend within them (none: all do as this packing says).
+        tasks: whose each row is, where weights are stacked; rows are sorted by it first (None: there is one task).
     """
 
     rows: Int[Tensor, " n"]
@@ -57,6 +60,7 @@ class Packing:
     padded_length: int
     runs: Runs | GatheredRuns | None
     scopes: "tuple[Packing, ...]" = ()
+    tasks: TaskRows | None = None
 
     @property
     def segments(self) -> Segments:
@@ -150,7 +154,13 @@ def pack(mask: Bool[Tensor, "s l"], *, by_view: bool) -> Packing:
         mask: which tokens are valid.
         by_view: arrange sequences of similar length as runs (everywhere but in the packed CUDA kernel).
     """
-    return _pack_by_view(mask) if by_view else _pack_tightly(mask)
+    stack = active_stack()
+    if stack is None:
+        return _pack_by_view(mask) if by_view else _pack_tightly(mask)
+    task = stack.samples.task
+    assert len(task) == len(mask), f"{len(mask)} sequences of {len(task)} samples"
+    packing = _pack_by_view(mask, task) if by_view else _pack_tightly(mask)
+    return replace(packing, tasks=stack.enter(packing.sequence))
 
 
 def pack_all(num_sequences: int, length: int, device: torch.device, *, by_view: bool) -> Packing:
@@ -193,7 +203,8 @@ def _pack_tightly(mask: Bool[Tensor, "s l"]) -> Packing:
     )
 
 
-def _pack_by_view(mask: Bool[Tensor, "s l"]) -> Packing:
+def _pack_by_view(mask: Bool[Tensor, "s l"], task: Int[Tensor, " s"] | None = None) -> Packing:
+    """Runs of similar length, of one task each."""
     num_sequences, padded_length = mask.shape
     device = mask.device
     host = mask.cpu().numpy()
@@ -205,7 +216,10 @@ def _pack_by_view(mask: Bool[Tensor, "s l"]) -> Packing:
     first_row = np.zeros(num_sequences, dtype=np.int64)
     extents = []
     row = 0
-    for group in by_level(levels_of(lengths[used])):
+    level = levels_of(lengths[used])
+    if task is not None:
+        level = level - task.cpu().numpy()[used] * len(LENGTH_LEVELS)
+    for group in by_level(level):
         members = used[group]
         index, real = padded_index(starts[members], lengths[members])
         extent = index.shape[1]

@@ -22,6 +22,7 @@ from models.grid_coordinates import ABSENT, GridCoordinates, grid_coordinates
 from models.layers import TokenEmbedding, trunc_normal_
 from models.packing import Packing, pack
 from models.positions import coordinates_above_canvas, coordinates_of_cells
+from models.task_rows import in_stack, of_each_sample
 
 
 class CellConfig(HasDtype, Protocol):
@@ -66,7 +67,7 @@ class CellTokens(nn.Module):
         inputs, outputs = (torch.where(mask, grid, PAD) for grid in grids)
         own, aligned = torch.where(role == 0, inputs, outputs), torch.where(role == 0, outputs, inputs)
         table = self._token_table()
-        context = F.embedding((role * VOCAB_SIZE + own) * VOCAB_SIZE + aligned, table)
+        context = F.embedding(in_stack((role * VOCAB_SIZE + own) * VOCAB_SIZE + aligned, table), table.flatten(0, -2))
         output = self._behind_the_first(context, mask, cells, shown.sum((2, 3)))
         return replace(
             output,
@@ -75,9 +76,9 @@ class CellTokens(nn.Module):
         )
 
     @staticmethod
-    def _as_query(table: Float[Tensor, "rows hidden"]) -> Float[Tensor, "vocab hidden"]:
+    def _as_query(table: Float[Tensor, "*tasks rows hidden"]) -> Float[Tensor, "*tasks vocab hidden"]:
         """A query's cell is like an input's whose output is not known, so that it can be matched with those."""
-        return table.unflatten(0, (-1, VOCAB_SIZE, VOCAB_SIZE))[0, :, PAD]
+        return table.unflatten(-2, (-1, VOCAB_SIZE, VOCAB_SIZE))[..., 0, :, PAD, :]
 
     @staticmethod
     def _in_grid(
@@ -96,12 +97,12 @@ class CellTokens(nn.Module):
             has_cell = has_cell.any(dim=2, keepdim=True)
         return has_cell & demonstrations.mask[..., None, None]
 
-    def _token_table(self) -> Float[Tensor, "rows hidden"]:
+    def _token_table(self) -> Float[Tensor, "*tasks rows hidden"]:
         """The embedding of each (role, colour, aligned colour)."""
         colour, aligned = self.colour_embedding.embedding_weight, self.aligned_embedding.embedding_weight
-        table = (colour[:, None] + aligned).flatten(0, 1)
+        table = (colour[..., None, :] + aligned[..., None, :, :]).flatten(-3, -2)
         if self.role_embedding is not None:
-            table = (self.role_embedding.embedding_weight[:, None] + table).flatten(0, 1)
+            table = (self.role_embedding.embedding_weight[..., None, :] + table[..., None, :, :]).flatten(-3, -2)
         return table.to(self.dtype)
 
     def _behind_the_first(
@@ -114,7 +115,7 @@ class CellTokens(nn.Module):
         """A cell has the place that the decoder's cell has; the first token stands above the canvas."""
         zero = cells.new_zeros(len(cells), 1)
         return EncoderOutput(
-            context=torch.cat([self.first.to(self.dtype).expand(len(cells), 1, -1), context], dim=1),
+            context=torch.cat([of_each_sample(self.first.to(self.dtype), len(cells))[:, None], context], dim=1),
             mask=torch.cat([torch.ones_like(zero, dtype=torch.bool), mask], dim=1),
             positions=torch.cat([zero, cells + self.first_position], dim=1),
             kl_loss=context.new_zeros(len(cells), dtype=torch.float32),

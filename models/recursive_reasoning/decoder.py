@@ -32,6 +32,7 @@ from models.memory import Memory, Reading
 from models.packing import Packing, pack
 from models.positions import create_position_encoding, placed
 from models.recursive_reasoning.carry import InnerCarry, RaggedInnerCarry, TRMEncoderInnerCarry
+from models.task_rows import in_stack
 
 # Logit of PAD at cells that are not computed, where all other logits are 0: their prediction is PAD.
 OUTSIDE_PAD_LOGIT = 16.0
@@ -282,11 +283,12 @@ class TRMEncoderInner(RecursiveDecoder):
         """√hidden · [context ; token embeddings] of the packed rows, placed."""
         batch, num_context, hidden = context.context.shape
         slots = torch.arange(batch * num_context, device=tokens.device, dtype=torch.int32).view(batch, num_context)
-        index = packing.gather(torch.cat([slots + VOCAB_SIZE, tokens], dim=1))
         weight = self.embed_tokens.embedding_weight.to(self.dtype)
         if context.query_tokens is not None:
             weight = weight + context.query_tokens
-        table = torch.cat([weight, context.context.to(self.dtype).reshape(-1, hidden)])
+        embeddings = weight.flatten(0, -2)
+        index = packing.gather(torch.cat([slots + len(embeddings), in_stack(tokens, weight)], dim=1))
+        table = torch.cat([embeddings, context.context.to(self.dtype).reshape(-1, hidden)])
         x = hidden**0.5 * F.embedding(index, table)
         self.position_encoding.cover(num_context)
         cells = torch.arange(SEQ_LEN, device=tokens.device).expand(batch, -1)
