@@ -16,7 +16,7 @@ from training.loop import fit
 from training.setup import create_trainer
 from utils.distributed import Ranks
 
-MOST = 700
+MOST = 1000
 Config = Callable[..., TrainConfig]
 OPTIONS: dict[str, Any] = {"global_batch_size": 6, "epochs": 12, "seed": 0, "max_demos": 4, "max_groups": 7}
 
@@ -54,7 +54,7 @@ def test_training_leaves_out_whole_demonstrations_and_counts_them(store: PuzzleS
 
 
 def test_evaluation_shows_in_order_what_fits(store: PuzzleStore) -> None:
-    options: dict[str, Any] = {"batch_size": 99, "max_augmentations": 1, "split": "train", "max_groups": 60}
+    options: dict[str, Any] = {"batch_size": 99, "max_augmentations": 1, "split": "train", "max_groups": 7}
     plain = FewshotEvalDataset(store, **options)[0]
     dataset = FewshotEvalDataset(store, **options, max_context_tokens=MOST)
     batch = dataset[0]
