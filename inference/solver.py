@@ -6,6 +6,7 @@ The votes are those of an evaluation: the same queries, the same outputs, the sa
 without its test outputs, whether they are known or not.
 """
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ from models.losses import create_loss_head
 from utils import distributed
 from utils.distributed import Ranks
 
+log = logging.getLogger(__name__)
 DEFAULT_VOTES = 32
 DEFAULT_ATTEMPTS = 2
 
@@ -208,6 +210,9 @@ class Solver:
             )
         _check(tasks, votes=votes, attempts=attempts, seed=seed)
         data = self.queries(store_of_tasks(tasks, votes - 1, seed))
+        for name, count in data.left_out().items():
+            message = "%s: %d demonstrations are left out, for max_context_tokens=%d holds no more"
+            log.warning(message, name, count, self.config.max_context_tokens)
         head = create_loss_head(self.config.arch, self.model)
         results = evaluate(head, data, self.ranks, description="solve").results
         seen = self.checkpoint.trained_on
