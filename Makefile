@@ -47,9 +47,13 @@ data/rearc/metadata.json: $(VENV)/.rearc
 
 # With ConceptARC's tasks trained on too: make data/arc-small/metadata.json CONCEPT=ConceptARC/corpus
 data/arc-small/metadata.json: $(VENV)/.installed
-	$(PY) -m dataset.build_arc_dataset --output-dir data/arc-small --num-aug 1000 --max-side 10 --seed 42 \
-		--subsets training training2 $(if $(CONCEPT),concept) evaluation evaluation2 \
-		$(if $(CONCEPT),--source concept=$(CONCEPT)) --test-set-name evaluation evaluation2
+ifdef CONCEPT
+	$(PY) -m dataset.build_arc_dataset --output-dir data/arc-small --subsets training training2 concept evaluation \
+		evaluation2 --source concept=$(CONCEPT) --test-set-name evaluation evaluation2 --num-aug 1000 --max-side 10 --seed 42
+else
+	$(PY) -m dataset.build_arc_dataset --output-dir data/arc-small --subsets training training2 evaluation \
+		evaluation2 --test-set-name evaluation evaluation2 --num-aug 1000 --max-side 10 --seed 42
+endif
 
 demo: $(VENV)/.installed data/arc1-demo/metadata.json
 	$(PY) pretrain_etrm.py --config-name cfg_demo

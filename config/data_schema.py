@@ -95,6 +95,7 @@ class KnownRulesData(DataConfig):
     patience: Positive
     earlier_share: Probability
     measure_steps: Positive
+    measure_samples: Positive
 
     @model_validator(mode="after")
     def _has_rules(self) -> "KnownRulesData":
@@ -131,7 +132,7 @@ class KnownRulesData(DataConfig):
             "min_demos": "data.demos says how many demonstrations are shown",
         }
         if not self.curriculum:
-            keys = ("at_once", "patience", "earlier_share", "measure_steps")
+            keys = ("at_once", "patience", "earlier_share", "measure_steps", "measure_samples")
             unused |= {f"data.{key}": "data.curriculum is empty: all families from the start" for key in keys}
         return unused
 

@@ -5,7 +5,7 @@ leads to is never seen. The base's weights are copied for each task, so they kee
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any

@@ -169,12 +169,13 @@ def test_a_total_of_seconds_is_said_first_divided_and_kept_to(
 def test_time_that_a_puzzle_leaves_goes_to_the_others(
     base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A cap leaves most of the first three shares unused; a puzzle that explains nothing at half time gives up."""
+    """A cap leaves most of the first three shares unused; a puzzle that explains nothing at half time gives up, one
+    that explains all stops."""
     evaluate([*base, "--total-seconds", "40", "--adapt", "1.5", "--output-dir", "out"], capsys)
     assert all(value["allowed_seconds"] == 1.5 for value in puzzles_of(tmp_path / "out"))
     evaluate([*base, "--total-seconds", "16", "--output-dir", "shared"], capsys)
     found = puzzles_of(tmp_path / "shared")
-    assert {value["ended"] for value in found} == {"gave_up"}
+    assert {value["ended"] for value in found} <= {"gave_up", "consistent"}  # both leave time
     assert max(value["allowed_seconds"] for value in found) > 5.0  # an even share would be 4
 
 

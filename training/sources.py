@@ -80,6 +80,7 @@ def known_rules(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> KnownR
             earlier_share=data.earlier_share,
             patience=data.patience,
             measure_steps=data.measure_steps,
+            measure_samples=data.measure_samples,
         ),
         has_curriculum=bool(data.curriculum),
         num_batches=data.num_batches,

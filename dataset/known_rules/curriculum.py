@@ -17,8 +17,6 @@ from dataset.known_rules.family import Lesson
 from utils import distributed
 from utils.distributed import Ranks
 
-MIN_MEASURED = 64  # samples of a lesson, before its exact match is believed
-
 
 @dataclass(frozen=True)
 class Place:
@@ -46,6 +44,7 @@ class Curriculum:
         at_once: families that are learned at a time.
         earlier_share: probability that a sample is of a lesson that is read, each of these being as likely.
         patience: in batches.
+        measure_samples: of a lesson, before its exact match is believed.
     """
 
     def __init__(
@@ -57,12 +56,13 @@ class Curriculum:
         earlier_share: float = 0.3,
         patience: int = 1000,
         measure_steps: int = 100,
+        measure_samples: int = 64,
     ):
         self.ladders = tuple(tuple(ladder) for ladder in ladders)
         self.lessons = tuple(lesson for ladder in self.ladders for lesson in ladder)
         self.first_of = np.cumsum([0, *(len(ladder) for ladder in self.ladders)])[:-1].tolist()
         self.ranks, self.at_once, self.earlier_share = ranks, at_once, earlier_share
-        self.patience, self.measure_steps = patience, measure_steps
+        self.patience, self.measure_steps, self.measure_samples = patience, measure_steps, measure_samples
         none = (0,) * len(self.ladders)
         self.places = [Place(0, none, none, min(at_once, len(self.ladders)))]
         self.steps = 0
@@ -115,7 +115,7 @@ class Curriculum:
         totals = self.totals.clone()
         distributed.sum_over_ranks([totals], self.ranks)
         rows = totals.tolist()
-        measured = {number for number, (_, count) in enumerate(rows) if count >= MIN_MEASURED}
+        measured = {number for number, (_, count) in enumerate(rows) if count >= self.measure_samples}
         self.exact_match |= {number: rows[number][0] / rows[number][1] for number in measured}
         self.totals[sorted(measured)] = 0
         return measured

@@ -62,6 +62,6 @@ def test_a_sequence_whose_memory_is_empty_reads_nothing_and_the_others_read_thei
     """The packings leave empty sequences out of their extents, each its own."""
     queries = pack(torch.tensor([[True, True], [True, False], [True, True]]), by_view=False)
     memory = pack(torch.tensor([[True, False, False], [False] * 3, [True, True, True]]), by_view=False)
-    segments = Reading.between(queries, memory).segments
+    segments = Reading.across(queries, memory).segments
     assert (segments.cu_q.tolist(), segments.cu_k.tolist()) == ([0, 2, 3, 5], [0, 1, 1, 4])
     assert not segments.all_have_keys

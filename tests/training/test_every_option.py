@@ -61,6 +61,7 @@ CURRICULUM = (
     "data.at_once=1",
     "data.patience=1",
     "data.measure_steps=2",
+    "data.measure_samples=1",
 )
 FOLLOWED = replace(RULES, keeps=("parameters", "log_lines"), given=CURRICULUM)
 REARC = Case(
@@ -181,6 +182,7 @@ CASES = {
     "data.patience": replace(FOLLOWED, values=("1", "100")),
     "data.earlier_share": replace(FOLLOWED, values=("0", "1")),
     "data.measure_steps": replace(FOLLOWED, values=("2", "100")),
+    "data.measure_samples": replace(FOLLOWED, values=("1", "64")),
     "data_paths": Case(("[{data}]", "[{other_data}]"), "losses"),
     "evaluators": Case(("[{{name: arc@ARC}}]", "[]"), "files", keeps=TRAINING),
     "global_batch_size": Case(("4", "2"), "losses"),

@@ -158,7 +158,7 @@ def test_a_run_may_go_on_with_another_source(mirrors: Config, shrunk_config: Con
     taken_up = ("resume=runs/etrm-arc/before", "+run_name=after", "log_predictions_every=0", "arch.halt_max_steps=1")
     with pytest.raises(ConfigError, match=r"data\.name was mirrors and is fewshot"):
         fit(shrunk_config(*taken_up), ranks)
-    keys = ("data.name", "data.num_batches", "eval_interval", "lr", "epochs")
+    keys = ("data.name", "data.num_batches", "data.translate", "eval_interval", "lr", "epochs")
     config = shrunk_config(*taken_up, "epochs=24").model_copy(update={"resume_override": keys})
     fit(config, ranks)
     assert open_checkpoint(run_folder(config)).step == 48
