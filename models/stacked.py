@@ -90,9 +90,11 @@ class StackedSelfAttention(SelfAttention):
 class StackedReasoningLevel(ReasoningLevel):
     """The level, over the rows of the packing that it is given."""
 
-    def forward(self, h: Tensor, injection: Tensor, packing: Any, *args: Any) -> Tensor:
+    def forward(
+        self, h: Tensor, injection: Tensor, packing: Any, rotary: Any, memories: Sequence[Any] | None = None
+    ) -> Tensor:
         the_stack().rows = packing.tasks
-        return super().forward(h, injection, packing, *args)
+        return super().forward(h, injection, packing, rotary, memories)
 
 
 STACKED: dict[type[nn.Module], type[nn.Module]] = {

@@ -63,7 +63,7 @@ class EvidenceBlocks(nn.Module):
     def forward(self, tokens: EncoderOutput) -> EncoderOutput:
         """The tokens after the blocks; the first one, which is no cell, as it is."""
         packing = evidence_packing(tokens, self.scope)
-        places = packing.gather(self.position_encoding.of_tokens(*(part[:, 1:] for part in tokens.places)))
+        places = packing.gather(self.position_encoding.of_tokens(*tokens.places)[:, 1:])
         cells = tokens.context[:, 1:]
         x, rotary = placed(self.position_encoding, packed_cells(tokens, packing, self.coordinates), places)
         for number, layer in enumerate(self.layers):

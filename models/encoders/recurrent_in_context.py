@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -92,13 +93,14 @@ class CellLatent:
     def beside(self, packing: Packing, rotary: Rotary | None) -> Callable[[Tensor], Float[Tensor, "m hidden"]]:
         """What moves the latent on by one H cycle beside the decoder, given its z_H, and returns what is read of it."""
         reading = Reading.across(self.packing, packing)
+        blocks: Any = self.encoder.L_enc
 
         def advance(z_H: Tensor) -> Tensor:
-            memories = [layer.cross_attn.memory(z_H, rotary, reading) for layer in self.encoder.L_enc]
+            memories = [layer.cross_attn.memory(z_H, rotary, reading) for layer in blocks]
             before = self.z_e
             for _ in range(self.encoder.config.encoder_l_cycles):
                 self.z_e = self.z_e + self.x
-                for number, layer in enumerate(self.encoder.L_enc):
+                for number, layer in enumerate(blocks):
                     self.z_e = layer(self.z_e, self.packing.of_layer(number), self.rotary, memories[number])
             self.z_e = smoothed(self.encoder.config.encoder_state_ema, before, self.z_e)
             return self.shown

@@ -6,7 +6,7 @@ have any length, which may differ from sample to sample (`models/recursive_reaso
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +101,8 @@ class ReasoningLevel(nn.Module):
 
     def memories(self, tokens: Float[Tensor, "m hidden"], rotary: Rotary | None, reading: Reading) -> list[Memory]:
         """What the blocks read of a memory's tokens."""
-        return [layer.self_attn.memory(tokens, rotary, reading) for layer in self.layers]
+        blocks: Any = self.layers
+        return [block.self_attn.memory(tokens, rotary, reading) for block in blocks]
 
 
 class QHead(nn.Linear):
