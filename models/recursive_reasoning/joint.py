@@ -34,7 +34,8 @@ def moving(tokens: EncoderOutput, latent: CellLatent) -> MovingEvidence:
     """What the decoder takes: the first token, and cells whose latent moves on."""
     fields = {name: getattr(tokens, name) for name in EncoderOutput.__dataclass_fields__}
     beside: dict[str, Any] = {"packing": latent.packing, "rotary": latent.rotary, "beside": latent.beside}
-    return MovingEvidence(**fields | {"is_read": True}, **beside)
+    beside |= {"is_read": True}
+    return MovingEvidence(**fields | beside)
 
 
 def shown(tokens: EncoderOutput, latent: CellLatent) -> EncoderOutput:
