@@ -95,7 +95,7 @@ class KnownRulesData(DataConfig):
     patience: Positive
     earlier_share: Probability
     measure_steps: Positive
-    measure_samples: Positive
+    measure_samples: Positive = 64
 
     @model_validator(mode="after")
     def _has_rules(self) -> "KnownRulesData":
