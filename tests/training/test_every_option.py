@@ -179,7 +179,8 @@ CASES = {
     "data.translate": replace(RULES, values=("false", "true"), given=(*RULES.given, "arch.canvas=full")),
     "data.curriculum": replace(RULES, values=("[]", "[{{families:[permutation],levels:[{{sides:[5,5]}}]}}]")),
     "data.at_once": replace(FOLLOWED, values=("1", "2")),
-    "data.patience": replace(FOLLOWED, values=("1", "100")),
+    # As long as nothing is measured, patience alone lets a family begin.
+    "data.patience": replace(FOLLOWED, values=("1", "100"), given=CURRICULUM[:-1]),
     "data.earlier_share": replace(FOLLOWED, values=("0", "1")),
     "data.measure_steps": replace(FOLLOWED, values=("2", "100")),
     "data.measure_samples": replace(FOLLOWED, values=("1", "64")),
