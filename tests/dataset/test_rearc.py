@@ -195,12 +195,12 @@ def test_what_takes_too_long_is_undecided(rearc: Rearc) -> None:
 def test_a_new_scan_of_a_subset_takes_the_place_of_what_was_found_before() -> None:
     before = Exclusions.model_validate(
         {
-            "scanned": ["a", "b"],
+            "scanned": {"a": 10, "b": 30},
             "excluded": [{"id": "1", "subset": s, "reason": "solves", "tasks": ["x"]} for s in ("a", "b")],
             "undecided": {"a": {"2": ["y"]}},
         }
     )
     after = before.with_subset("a", [], {})
     assert [e.subset for e in after.excluded] == ["b"]
-    assert after.scanned == ("a", "b")
+    assert after.scanned == {"a": 30, "b": 30}
     assert not after.undecided

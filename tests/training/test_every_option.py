@@ -189,7 +189,9 @@ CASES = {
     "max_demos": Case(("4", "1"), "losses"),
     "max_train_groups": Case(("8", "4"), "losses"),
     "max_eval_groups": Case(("1", "2"), "submission", keeps=TRAINING),
-    "max_context_tokens": Case(("null", "120"), "losses", keeps=("parameters",), given=("max_train_groups=1", "global_batch_size=1")),
+    "max_context_tokens": Case(
+        ("null", "120"), "losses", keeps=("parameters",), given=("max_train_groups=1", "global_batch_size=1")
+    ),
     "min_demos": Case(("null", "1"), "losses", keeps=("total_steps",), given=("query_sampling=leave_one_out",)),
     "query_sampling": Case(("test", "leave_one_out"), "losses", keeps=("total_steps",)),
     "epochs": Case(("1", "2"), "log_lines"),
