@@ -59,7 +59,7 @@ class Exclusions(BaseModel):
         others = [exclusion for exclusion in self.excluded if exclusion.subset != subset]
         kept = {name: tasks for name, tasks in self.undecided.items() if name != subset}
         return Exclusions(
-            scanned={name: side for name, side in sorted({**self.scanned, subset: CANVAS_SIDE}.items())},
+            scanned=dict(sorted({**self.scanned, subset: CANVAS_SIDE}.items())),
             excluded=tuple(sorted([*others, *excluded], key=lambda e: (e.subset, e.id, e.reason))),
             undecided=kept | ({subset: undecided} if undecided else {}),
         )

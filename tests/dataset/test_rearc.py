@@ -21,7 +21,7 @@ from dataset.subsets import load_subset
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("reasoning_gym") is None, reason="make rearc installs RE-ARC")
 SMALL = RearcSettings(pairs=6, tasks=1, demos=2, num_aug=3)
-TRAINED = ("67a3c6ac", "6150a2bd", "c8f0f002", "a699fb00")
+TRAINED = ("67a3c6ac", "6150a2bd", "c8f0f002", "0d3d703e")
 HELD_OUT = ("ba97ae07", "94f9d214")
 EXCLUDED = ("40853293", "caa06a1f")
 
