@@ -242,8 +242,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     output_dir: Path = values.pop("output_dir").expanduser()
     generators = values.pop("generators")
+    values["exams"] = tuple(values["exams"])
     try:
-        build_rearc(output_dir, RearcSettings(**values | {"exams": tuple(values["exams"])}), generators)
+        build_rearc(output_dir, RearcSettings(**values), generators)
     except (TaskError, DatasetError) as error:
         parser.exit(2, f"error: {error}\n")
     except OSError as error:
