@@ -88,6 +88,8 @@ def check(settings: RearcSettings) -> None:
                 f"--exams {exam}: never scanned for generators of its rules (scanned: {', '.join(scanned)}); "
                 f"scan it with: python -m dataset.rearc.scan --subsets {exam} --source {exam}=PATH"
             )
+        if scanned[exam] < CANVAS_SIDE:
+            log.warning("tasks of %s with sides over %d were not compared with the generators", exam, scanned[exam])
 
 
 def draw_pairs(rearc: Rearc, generator_id: str, count: int, settings: RearcSettings, taken: set[str]) -> Hashed:

@@ -8,6 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from dataset.grids import CANVAS_SIDE
+
 EXCLUSIONS_FILE = Path(__file__).with_name("exclusions.json")
 HELD_OUT_SHARE = 0.1  # of the generators
 Reason = Literal["overlap", "solves", "solved"]
@@ -32,13 +34,13 @@ class Exclusion(BaseModel):
 class Exclusions(BaseModel):
     """What scans have found.
 
-    scanned: the subsets.
+    scanned: by subset, the longest side of the tasks that were tried.
     undecided: by subset and generator, the tasks on which its verifier took longer than a scan waits.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    scanned: tuple[str, ...] = ()
+    scanned: dict[str, int] = {}
     excluded: tuple[Exclusion, ...] = ()
     undecided: dict[str, dict[str, tuple[str, ...]]] = {}
 
@@ -57,7 +59,7 @@ class Exclusions(BaseModel):
         others = [exclusion for exclusion in self.excluded if exclusion.subset != subset]
         kept = {name: tasks for name, tasks in self.undecided.items() if name != subset}
         return Exclusions(
-            scanned=tuple(sorted({*self.scanned, subset})),
+            scanned=dict(sorted({**self.scanned, subset: CANVAS_SIDE}.items())),
             excluded=tuple(sorted([*others, *excluded], key=lambda e: (e.subset, e.id, e.reason))),
             undecided=kept | ({subset: undecided} if undecided else {}),
         )

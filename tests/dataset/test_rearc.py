@@ -21,7 +21,7 @@ from dataset.subsets import load_subset
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("reasoning_gym") is None, reason="make rearc installs RE-ARC")
 SMALL = RearcSettings(pairs=6, tasks=1, demos=2, num_aug=3)
-TRAINED = ("67a3c6ac", "6150a2bd", "c8f0f002", "a699fb00")
+TRAINED = ("67a3c6ac", "6150a2bd", "c8f0f002", "0d3d703e")
 HELD_OUT = ("ba97ae07", "94f9d214")
 EXCLUDED = ("40853293", "caa06a1f")
 
@@ -195,12 +195,12 @@ def test_what_takes_too_long_is_undecided(rearc: Rearc) -> None:
 def test_a_new_scan_of_a_subset_takes_the_place_of_what_was_found_before() -> None:
     before = Exclusions.model_validate(
         {
-            "scanned": ["a", "b"],
+            "scanned": {"a": 10, "b": 30},
             "excluded": [{"id": "1", "subset": s, "reason": "solves", "tasks": ["x"]} for s in ("a", "b")],
             "undecided": {"a": {"2": ["y"]}},
         }
     )
     after = before.with_subset("a", [], {})
     assert [e.subset for e in after.excluded] == ["b"]
-    assert after.scanned == ("a", "b")
+    assert after.scanned == {"a": 30, "b": 30}
     assert not after.undecided
