@@ -41,5 +41,6 @@ def moving(tokens: EncoderOutput, latent: CellLatent) -> MovingEvidence:
 def shown(tokens: EncoderOutput, latent: CellLatent) -> EncoderOutput:
     """The context at the end of the step: the first token, and what the decoder read last of each cell."""
     cells = latent.packing.scatter(latent.shown, torch.zeros_like(tokens.context[:, 1:]))
-    fields = {name: getattr(tokens, name) for name in EncoderOutput.__dataclass_fields__}
-    return EncoderOutput(**fields | {"context": torch.cat([tokens.context[:, :1], cells], dim=1)})
+    fields: dict[str, Any] = {name: getattr(tokens, name) for name in EncoderOutput.__dataclass_fields__}
+    fields["context"] = torch.cat([tokens.context[:, :1], cells], dim=1)
+    return EncoderOutput(**fields)
