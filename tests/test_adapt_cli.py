@@ -176,7 +176,7 @@ def test_time_that_a_puzzle_leaves_goes_to_the_others(
     evaluate([*base, "--total-seconds", "16", "--output-dir", "shared"], capsys)
     found = puzzles_of(tmp_path / "shared")
     assert {value["ended"] for value in found} <= {"gave_up", "consistent"}  # both leave time
-    assert max(value["allowed_seconds"] for value in found) > 5.0  # an even share would be 4
+    assert max(value["allowed_seconds"] for value in found) > 4.0  # the even share of 16 s
 
 
 @pytest.mark.parametrize("control", ["votes", "mispaired", "random_weights"])
