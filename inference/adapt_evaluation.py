@@ -121,7 +121,7 @@ def answer_all(work: Work, tasks: Sequence[Task], record: AdaptRecord, ranks: Ra
     mine = waiting[ranks.rank :: ranks.world_size]
     if ranks.is_first:
         _announce(work, len(tasks), len(waiting), used, ranks)
-    shares = _Shares(work, len(mine), used / ranks.world_size)
+    shares = Shares(work, len(mine), used / ranks.world_size)
     jobs = ((number, (without_outputs(tasks[number]), shares.next())) for number in mine)
     progress = tqdm(total=len(mine), desc="adapt", disable=not ranks.is_first)
     with progress:
@@ -138,12 +138,18 @@ def _cells(task: Task) -> int:
     return sum(pair.input.size + (0 if pair.output is None else pair.output.size) for pair in task.train)
 
 
-class _Shares:
-    """How many seconds each of a rank's puzzles is given, as it is begun."""
+class Shares:
+    """How many seconds each of a rank's puzzles is given, as it is begun.
 
-    def __init__(self, work: Work, count: int, used: float):
-        self.work, self.left = work, count
-        self.deadline = None if work.total_seconds is None else time.monotonic() + work.total_seconds - used / work.jobs
+    Args:
+        count: puzzles.
+        used: seconds that calls before have spent, of all processes.
+        clock: seconds of a clock that goes on.
+    """
+
+    def __init__(self, work: Work, count: int, used: float, clock: Callable[[], float] = time.monotonic):
+        self.work, self.left, self.clock = work, count, clock
+        self.deadline = None if work.total_seconds is None else clock() + work.total_seconds - used / work.jobs
 
     def next(self) -> Budget:
         """The budget of the next puzzle: of a total, the time left divided among the puzzles left."""
@@ -151,7 +157,7 @@ class _Shares:
         if self.deadline is None:
             assert self.work.budget is not None
             return self.work.budget
-        share = max(MIN_SECONDS, (self.deadline - time.monotonic()) * self.work.jobs / left)
+        share = max(MIN_SECONDS, (self.deadline - self.clock()) * self.work.jobs / left)
         cap = None if self.work.budget is None else self.work.budget.seconds
         return Budget(seconds=share if cap is None else min(share, cap))
 
