@@ -180,7 +180,6 @@ def test_time_that_a_puzzle_leaves_goes_to_the_others(
     found = puzzles_of(tmp_path / "shared")
     assert {value["ended"] for value in found} <= {"gave_up", "consistent", "seconds"}
     gave_up = [value for value in found if value["ended"] == "gave_up"]  # none, where a machine is slow
-    assert all(value["seconds"] >= value["allowed_seconds"] / 2 for value in gave_up)
     assert all(value["marks"][-1]["explained"] == 0 for value in gave_up)
 
 
