@@ -15,6 +15,7 @@ class AdaptOptions(Section):
 
     weights: which are trained: all, low-rank changes of all matrices, or the encoder's alone.
     lora_rank: of `weights=lora`.
+    muon_lr: of hidden matrices under `optimizer=muon`.
     schedule: `cosine` falls to zero at the last update, so their number must be known.
     views: of the task in a batch.
     act_steps: optimizer steps on each batch, one after each ACT step (None: as many as the model takes).
@@ -33,7 +34,9 @@ class AdaptOptions(Section):
 
     weights: Literal["full", "lora", "encoder_only"] = "full"
     lora_rank: Positive = 8
+    optimizer: Literal["adam_atan2", "muon"] = "adam_atan2"
     lr: PositiveFloat = 1e-3
+    muon_lr: PositiveFloat = 4e-3
     warmup_updates: NonNegative = 10
     schedule: Literal["constant", "cosine"] = "constant"
     weight_decay: NonNegativeFloat = 0.01

@@ -19,6 +19,8 @@ def refusal(arch: AnyArch, options: AdaptOptions) -> str | None:
         )
     if isinstance(arch, TrmArch) and options.weights == "encoder_only":
         return "weights=encoder_only: a TRM has no encoder; use full or lora"
+    if options.weights == "lora" and options.optimizer == "muon":
+        return "optimizer=muon: low-rank changes are no maps between hidden vectors; weights=lora takes adam_atan2"
     if isinstance(arch, TrmArch) and options.control == "votes":
         return "control=votes: a TRM knows no new versions, so that no more can vote"
     return None

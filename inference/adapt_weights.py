@@ -50,7 +50,9 @@ def create_task_learner(model: RecursiveReasoner, arch: AnyArch, options: AdaptO
     if options.weights == "lora":
         add_low_rank(model, options.lora_rank)
     optimizer = OptimizerOptions(
+        name=options.optimizer,
         lr=options.lr,
+        muon_lr=options.muon_lr,
         weight_decay=options.weight_decay,
         inner=GroupOptions(frozen=options.weights == "encoder_only"),
     )

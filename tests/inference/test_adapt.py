@@ -205,6 +205,7 @@ def test_a_request_to_stop_is_answered_with_what_there_is(solver: Solver) -> Non
     [
         "weights=lora",
         "weights=encoder_only",
+        "optimizer=muon",
         "lr=1e-4",
         "warmup_updates=9",
         "schedule=cosine",
@@ -230,11 +231,13 @@ def test_every_option_changes_something(solver: Solver, setting: str) -> None:
     assert found(one) != found(other) or bits(one.model.state_dict()) != bits(other.model.state_dict())
 
 
-def test_act_steps_and_the_rank_of_low_rank_changes_change_something(untrained: Callable[..., Path]) -> None:
+def test_act_steps_the_rank_of_low_rank_changes_and_muon_lr_change_something(untrained: Callable[..., Path]) -> None:
     solver = Solver.load(untrained(*TINY, "arch.halt_max_steps=3"), device="cpu")
     task = random_task(1)
     assert found(adapted(solver, task)) != found(adapted(solver, task, QUICK.model_copy(update={"act_steps": 1})))
     ranks = [QUICK.model_copy(update={"weights": "lora", "lora_rank": rank}) for rank in (1, 4)]
+    muons = [QUICK.model_copy(update={"optimizer": "muon", "muon_lr": rate}) for rate in (1e-3, 4e-3)]
+    assert found(adapted(solver, task, muons[0])) != found(adapted(solver, task, muons[1]))
     assert found(adapted(solver, task, ranks[0])) != found(adapted(solver, task, ranks[1]))
 
 
@@ -310,6 +313,8 @@ def test_what_does_not_go_together_is_refused(solver: Solver, untrained: Callabl
             adapt(solver.model, solver.config, random_task(0), QUICK, budget)
     with pytest.raises(AdaptError, match="cosine"):
         adapt(solver.model, solver.config, random_task(0), parse_options(["schedule=cosine"]), Budget(seconds=1))
+    with pytest.raises(AdaptError, match="weights=lora takes adam_atan2"):
+        adapted(solver, random_task(0), parse_options(["weights=lora", "optimizer=muon"]), updates=1)
     with pytest.raises(AdaptError, match="lr=0"):
         parse_options(["lr=0"])
     with pytest.raises(AdaptError, match="KEY one of"):
