@@ -4,6 +4,7 @@ import argparse
 from dataclasses import dataclass
 
 from inference.adapt_options import CONTROLS, AdaptError, AdaptOptions, Budget, parse_options
+from inference.shipped import Card
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,9 @@ class Asked:
 
 def add_adapt_arguments(parser: argparse.ArgumentParser) -> None:
     """`--adapt`, `--adapt-updates`, `--adapt-with`."""
-    parser.add_argument("--adapt", type=float, metavar="SECONDS", help="train on a task's demonstrations for so long")
+    parser.add_argument(
+        "--adapt", type=float, metavar="SECONDS", help="train on a task's demonstrations for so long; 0: not at all"
+    )
     parser.add_argument("--adapt-updates", type=int, metavar="N", help="the same, for a number of updates: repeatable")
     parser.add_argument(
         "--adapt-with",
@@ -33,10 +36,11 @@ def add_control_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapt-control", choices=CONTROLS, help="what is done at the same cost instead")
 
 
-def asked_of(arguments: argparse.Namespace, **values: object) -> Asked | None:
+def asked_of(arguments: argparse.Namespace, card: Card | None = None, **values: object) -> Asked | None:
     """What is asked for; None where nothing is adapted.
 
     Args:
+        card: of the base, whose options hold where the command line has no others.
         values: options that have a place of their own on the command line; None is left out.
 
     Raises:
@@ -44,7 +48,7 @@ def asked_of(arguments: argparse.Namespace, **values: object) -> Asked | None:
     """
     given = {key: value for key, value in values.items() if value is not None}
     total = getattr(arguments, "total_seconds", None)
-    if arguments.adapt is None and arguments.adapt_updates is None and total is None:
+    if not arguments.adapt and arguments.adapt_updates is None and total is None:
         for name in ("adapt_with", "adapt_control"):
             if getattr(arguments, name, None):
                 raise AdaptError(f"--{name.replace('_', '-')}: needs --adapt SECONDS or --adapt-updates N")
@@ -53,7 +57,8 @@ def asked_of(arguments: argparse.Namespace, **values: object) -> Asked | None:
         value = getattr(arguments, name, None)
         if value is not None and not 0 < value < float("inf"):
             raise AdaptError(f"--{name.replace('_', '-')} {value:g}: must be above 0")
-    options = parse_options(arguments.adapt_with, **given)
+    own = () if card is None else card.adapt_with
+    options = parse_options([*own, *arguments.adapt_with], **given)
     if total is not None and arguments.adapt_updates is not None:
         raise AdaptError("--total-seconds divides time: give --adapt SECONDS with it, or nothing, not --adapt-updates")
     if total is not None:

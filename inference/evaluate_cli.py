@@ -20,6 +20,7 @@ from inference.control_measures import create_controls
 from inference.control_table import control_table
 from inference.evaluation import Evaluation, evaluate
 from inference.restore import restore_model
+from inference.shipped import card_of
 from inference.task_latents import attach_latents
 from models.act import RecursiveReasoner
 from models.losses import create_loss_head
@@ -152,7 +153,13 @@ def _asked(arguments: argparse.Namespace) -> Asked | None:
     Raises:
         AdaptError: arguments that do not go together.
     """
-    asked = asked_of(arguments, votes=arguments.max_augmentations, seed=arguments.seed, control=arguments.adapt_control)
+    asked = asked_of(
+        arguments,
+        card_of(arguments.checkpoint),
+        votes=arguments.max_augmentations,
+        seed=arguments.seed,
+        control=arguments.adapt_control,
+    )
     refused = (
         ("puzzles", "jobs", "stack", "output_dir", "seed")
         if asked is None
@@ -210,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _refuse_clashes(parser, arguments)
     try:
         asked = _asked(arguments)
-    except AdaptError as error:
+    except (AdaptError, CheckpointError) as error:
         parser.exit(2, f"error: {error}\n")
     faults = (CheckpointError, DatasetError, ConfigError, AdaptError)
     with divided_work(arguments.device, faults) as ranks:

