@@ -4,9 +4,13 @@ VENV := .venv
 PY := $(VENV)/bin/python
 DATA := data/arc1-encoder-aug-1000
 # With another Python (`make bench-gpu PY=python3`) its packages are taken as they are.
+SEED ?= 0
+BASE ?= weights/arc_base
+EXAM := dataset/puzzle_lists/arc_agi_1_evaluation_10x10.txt
+REPRODUCED ?= runs/base/exam-$(SEED)
 READY := $(if $(filter $(VENV)/bin/python,$(PY)),$(VENV)/.installed)
 
-.PHONY: rearc demo test test-browser test-torture check check-gpu bench bench-check bench-gpu torture setup
+.PHONY: rearc demo reproduce-base reproduce-arc test test-browser test-torture check check-gpu bench bench-check bench-gpu torture setup
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -63,8 +67,23 @@ else
 		evaluation2 --test-set-name evaluation evaluation2 --num-aug 1000 --max-side 10 --seed 42
 endif
 
+# Three minutes of training from nothing, then the base that comes along adapts to four evaluation puzzles.
 demo: $(VENV)/.installed data/arc1-demo/metadata.json
-	$(PY) pretrain_etrm.py --config-name cfg_demo
+	$(PY) pretrain_etrm.py --config-name cfg_demo optimizer=muon epochs=240 eval_interval=240
+	$(PY) solve.py $(addprefix --puzzle evaluation/,$(file < dataset/puzzle_lists/demo.txt)) \
+		--adapt-updates 150 --explain --output-dir demo
+
+# The base that comes along, made again from nothing: two runs, which go on where they were stopped, then the export.
+reproduce-base: data/known_rules/metadata.json data/rearc/metadata.json data/arc-small/metadata.json
+	$(PY) pretrain_etrm.py --config-name cfg_known_rules seed=$(SEED) +project_name=base +run_name=known_rules-$(SEED)
+	$(PY) pretrain_etrm.py --config-name cfg_arc_base seed=$(SEED) +project_name=base +run_name=arc-$(SEED) \
+		load_pretrained_decoder=runs/base/known_rules-$(SEED) load_pretrained_encoder=runs/base/known_rules-$(SEED)
+	$(PY) -m checkpoints export runs/base/arc-$(SEED) --to runs/base/weights-$(SEED)
+
+# What a base is worth on 77 evaluation puzzles: by itself, then adapted to each. BASE=runs/base/weights-1 for another one.
+reproduce-arc: data/arc-small/metadata.json
+	$(PY) evaluate.py --checkpoint $(BASE) --data-paths data/arc-small --puzzles $(EXAM) --output-dir $(REPRODUCED) \
+		--adapt 60 --jobs 2 --seed $(SEED)
 
 test: $(VENV)/.installed
 	$(PY) -m pytest -n logical --dist worksteal

@@ -70,6 +70,13 @@ class Solution:
         """Whether one of the attempts is the truth."""
         return any(self.trace.is_truth(attempt.grid) for attempt in self.attempts)
 
+    def was_solved_before(self, attempts: int) -> bool | None:
+        """Whether so many attempts held the truth before adapting; None where nothing was adapted."""
+        if self.adaptation is None:
+            return None
+        votes = self.adaptation.marks[0].votes[self.trace.test_index - 1]
+        return any(self.trace.is_truth(vote.grid) for vote in votes[:attempts])
+
 
 class Solver:
     """A model that reads demonstrations, ready to be asked."""

@@ -128,8 +128,10 @@ def score_lines(solutions: Sequence[Solution], attempts: int) -> list[str]:
         missed = {s.trace.puzzle for s in known if not s.is_solved}
         tasks = {s.trace.puzzle for s in known}
         if known:
+            before = sum(bool(s.was_solved_before(attempts)) for s in known)
+            adapted = f"; before adapting {before}" if known[0].adaptation is not None else ""
             lines.append(
                 f"{name}solved {sum(s.is_solved for s in known)} of {len(known)} test inputs with a known solution, "
-                f"{len(tasks - missed)} of {len(tasks)} tasks as a whole (attempts: {attempts})"
+                f"{len(tasks - missed)} of {len(tasks)} tasks as a whole (attempts: {attempts}){adapted}"
             )
     return lines

@@ -61,7 +61,8 @@ def test_the_base_adapts_as_it_is_told_to(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     solve.main(["--puzzle", f"evaluation/{PUZZLE}", *QUICK[:4], *budget])
-    assert ("3 updates" in capsys.readouterr().out) == (budget[0] == "--adapt-updates")
+    out = capsys.readouterr().out
+    assert ("3 updates" in out) == ("; before adapting 0\n" in out) == (budget[0] == "--adapt-updates")
 
 
 def test_a_card_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
