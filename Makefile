@@ -79,8 +79,8 @@ reproduce-base: data/known_rules/metadata.json data/rearc/metadata.json data/arc
 		+project_name=base +run_name=known_rules-$(SEED)
 	$(PY) pretrain_etrm.py --config-name cfg_arc_base seed=$(SEED) +project_name=base +run_name=arc-$(SEED) \
 		load_pretrained_decoder=runs/base/known_rules-$(SEED) load_pretrained_encoder=runs/base/known_rules-$(SEED)
-	$(PY) -m checkpoints export runs/base/arc-$(SEED) --to weights --force \
-		--output runs/base/weights-$(SEED)
+	rm -rf runs/base/weights-$(SEED)
+	$(PY) -m checkpoints export runs/base/arc-$(SEED) --to weights --output runs/base/weights-$(SEED)
 
 # What a base is worth on 77 evaluation puzzles: by itself, then adapted to each. BASE=runs/base/weights-1 for another one.
 reproduce-arc: data/arc-small/metadata.json
