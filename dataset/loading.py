@@ -62,8 +62,8 @@ def watched(loader: DataLoader[T], what: str) -> Iterator[T]:
 
 
 def _load_what_torch_loads_late() -> None:
-    """Torch imports a part of its profiler at the first batch. A worker's death is an error wherever the main process is,
-    and in that import torch would log it with a traceback and go on."""
+    """A part of torch's profiler, imported at the first batch: a worker's death, an error wherever the main process is,
+    would be logged with a traceback in that import, and forgotten."""
     with record_function("batches"):
         pass
 

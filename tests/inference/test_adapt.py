@@ -14,7 +14,7 @@ import torch
 from checkpoints.checkpoint import CheckpointError
 from dataset.arc_tasks import Pair, Task
 from inference import adapt_views
-from inference.adapt import Adaptation, _Session, adapt, adaptation_steps, resumed, tell_nothing
+from inference.adapt import Adaptation, Steps, _Session, adapt, adaptation_steps, resumed, tell_nothing
 from inference.adapt_options import AdaptError, AdaptOptions, Budget, mark_updates, parse_options
 from inference.adapt_record import Answered
 from inference.adapt_weights import Course, create_task_learner
@@ -189,14 +189,20 @@ def test_what_was_learned_since_the_last_mark_counts_at_half_time(solver: Solver
     options = QUICK.model_copy(update={"give_up": True, "fork_every": 0, "lr": 1e-9})
     clock, budget = Ticking(), Budget(seconds=40.0)
     steps = adaptation_steps(solver.model, solver.config, blank_task(), options, budget, tell=clock.tell, clock=clock)
-    course = next(steps)
-    with pytest.raises(StopIteration) as end:
+    done = taught(steps, learned, lambda: clock() == 118.0)
+    assert (done.ended, progress(done)) == ("seconds", [(0, 0), (16, 0), (21, 3), (24, 3), (36, 3), (40, 3)])
+
+
+def taught(steps: Steps, learned: Adaptation, now: Callable[[], bool]) -> Adaptation:
+    """An adaptation that, at a moment, knows what has been learned."""
+    try:
+        course = next(steps)
         while True:
-            if clock() == 118.0:
+            if now():
                 know(course, learned)
             course = resumed(steps, course)
-    done = end.value.value
-    assert (done.ended, progress(done)) == ("seconds", [(0, 0), (16, 0), (21, 3), (24, 3), (36, 3), (40, 3)])
+    except StopIteration as end:
+        return end.value
 
 
 @torch.no_grad()
