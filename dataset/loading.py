@@ -9,6 +9,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 import torch
+from torch.profiler import record_function
 from torch.utils.data import DataLoader
 
 from utils.errors import MachineError
@@ -42,6 +43,7 @@ def watched(loader: DataLoader[T], what: str) -> Iterator[T]:
         DataSourceError: the workers could not be started, one has died, or none came in LOOKS looks.
     """
     loader.timeout = LOOK_SECONDS if loader.num_workers else 0
+    _load_what_torch_loads_late()
     before = multiprocessing.active_children()
     batches: Any = None
     try:
@@ -57,6 +59,13 @@ def watched(loader: DataLoader[T], what: str) -> Iterator[T]:
             raise
         _kill_workers(batches, [child for child in multiprocessing.active_children() if child not in before])
         raise error if isinstance(error, DataSourceError) else _explained(error, loader, what) from error
+
+
+def _load_what_torch_loads_late() -> None:
+    """A part of torch's profiler, imported at the first batch: a worker's death, an error wherever the main process is,
+    would be logged with a traceback in that import, and forgotten."""
+    with record_function("batches"):
+        pass
 
 
 def _next_batch(batches: Iterator[T], loader: DataLoader[T], what: str) -> T:

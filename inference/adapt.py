@@ -40,6 +40,7 @@ ENDS = {
 }
 FAILED = ("one_demonstration", "not_finite", "out_of_memory")
 Tell = Callable[[Mark | None, int, float], None]
+Clock = Callable[[], float]
 Steps = Generator[Course, str | None, "Adaptation"]  # the updates of an adaptation, made by whoever asks for them
 
 
@@ -92,8 +93,9 @@ class _Session:
         budget: Budget,
         tell: Tell,
         stop: Any,
+        clock: Clock = time.monotonic,
     ):
-        self.began = time.monotonic()
+        self.clock, self.began = clock, clock()
         self.config, self.options, self.budget = config, options, budget
         self.task, self.tell, self.stop = without_outputs(task), tell, stop
         self.device = next(model.parameters()).device
@@ -106,7 +108,7 @@ class _Session:
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self.began
+        return self.clock() - self.began
 
     def run(self) -> Steps:
         """Ask the base, adapt, ask again at each mark and at the end.
@@ -149,13 +151,13 @@ class _Session:
         asked = options.votes * len(self.task.test) * self.base.max_steps
         cost = max(1, round(asked / (UPDATE_COST * options.views)))
         while (ended := self._end()) is None:
-            started = time.monotonic()
+            started = self.clock()
             number = len(self.marks)
             store = store_of_tasks([self.task], options.votes - 1, task_key(self.task, options.seed, f"votes {number}"))
             with torch.no_grad():
                 votes = Questions(store, self.key, config, options, self.device).votes(self.base)
             self.updates += cost
-            self.mark_seconds = time.monotonic() - started
+            self.mark_seconds = self.clock() - started
             self.marks.append(replace(self.marks[0], updates=self.updates, seconds=self.seconds, votes=votes))
             self.tell(self.marks[-1], self.updates, self.seconds)
         return ended
@@ -193,14 +195,14 @@ class _Session:
     def _train(self, main: Course, fork: Course | None) -> Generator[Course, str | None, str]:
         """Update until something ends it, which is returned; a key of `ENDS`."""
         while (ended := self._end()) is None:
-            started = time.monotonic()
+            started = self.clock()
             self.updates += 1
             course = fork if fork is not None and self.updates % self.options.fork_every == 0 else main
             if (yield course) is not None:
                 return "not_finite"
-            self.update_seconds = time.monotonic() - started
+            self.update_seconds = self.clock() - started
             self.tell(None, self.updates, self.seconds)
-            if mark_updates(self.updates):
+            if mark_updates(self.updates) or (self.options.give_up and self._is_doubtful()):
                 self._mark_courses(main, fork)
         if self.marks[-1].updates != self.updates:
             self._mark_courses(main, fork)
@@ -221,6 +223,11 @@ class _Session:
         return None
 
     def _is_hopeless(self) -> bool:
+        """Nothing is explained, by a mark of this moment: what an older one lacks may have been learned since."""
+        return self.marks[-1].updates == self.updates and self._is_doubtful()
+
+    def _is_doubtful(self) -> bool:
+        """Half of the seconds are over, and the last mark explains nothing."""
         seconds = self.budget.seconds
         return seconds is not None and self.seconds > seconds / 2 and not self.marks[-1].explained
 
@@ -243,13 +250,13 @@ class _Session:
         Args:
             blind: weights that have not seen the demonstration left out.
         """
-        started, asking = time.monotonic(), self.asking
+        started, asking = self.clock(), self.asking
         agreement = None
         if blind is not None and asking.left_out is not None:
             agreement = float(asking.right(blind, asking.left_out).mean())
         explained = 0 if asking.explained is None else int(asking.right(model, asking.explained).sum())
         votes = asking.votes(model)
-        self.mark_seconds = time.monotonic() - started
+        self.mark_seconds = self.clock() - started
         self.marks.append(Mark(self.updates, self.seconds, loss, explained, agreement, votes))
         self.tell(self.marks[-1], self.updates, self.seconds)
 
@@ -263,6 +270,7 @@ def adapt(
     *,
     tell: Tell = tell_nothing,
     stop: Any = False,
+    clock: Clock = time.monotonic,
 ) -> Adaptation:
     """Adapt a copy of the model to a task, and answer it.
 
@@ -271,13 +279,14 @@ def adapt(
         task: its test outputs are not looked at.
         tell: hears of each update and mark: the mark, if there is a new one, updates and seconds so far.
         stop: as soon as it is true, what there is answers.
+        clock: seconds of a clock that goes on.
 
     Raises:
         AdaptError: options and budget do not go together, or the system cannot be adapted.
     """
     check(config, options, budget)
     with undisturbed(next(model.parameters()).device):
-        return alone(adaptation_steps(model, config, task, options, budget, tell=tell, stop=stop))
+        return alone(adaptation_steps(model, config, task, options, budget, tell=tell, stop=stop, clock=clock))
 
 
 def check(config: TrainConfig, options: AdaptOptions, budget: Budget) -> None:
@@ -307,9 +316,10 @@ def adaptation_steps(
     *,
     tell: Tell = tell_nothing,
     stop: Any = False,
+    clock: Clock = time.monotonic,
 ) -> Steps:
     """`adapt`, as the updates that it asks for."""
-    return _Session(model, config, task, options, budget, tell, stop).run()
+    return _Session(model, config, task, options, budget, tell, stop, clock).run()
 
 
 def alone(steps: Steps) -> Adaptation:

@@ -25,7 +25,7 @@ class AdaptOptions(Section):
     agreement_views: in how many views the fork is asked for that demonstration.
     pooled_marks: how many of the last marks' votes are counted together.
     stop_when_consistent: stop as soon as two marks in a row explain every demonstration, also the one left out.
-    give_up: stop after half of the seconds where no demonstration is explained by then.
+    give_up: stop after half of the seconds where no demonstration is explained, by a mark that is taken then.
     votes: versions of the task that vote at each mark.
     seed: draws all views and versions.
     control: what is done instead, at the same cost: more votes without adapting, adapting to demonstrations with the

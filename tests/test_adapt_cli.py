@@ -20,7 +20,7 @@ from inference.adapt_options import Budget
 from solve import main as solve_main
 from tests.processes import ROOT, Launch, call
 
-KILLS = 4
+KILLS, UPDATES = 4, "12"
 QUICK = ["votes=2", "views=2", "agreement_views=1", "fork_every=3", "lr=3e-3"]
 FOUR = ["half", "other", "same1", "same2"]
 
@@ -51,6 +51,14 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         evaluate_cli.main(arguments)
     assert ended.value.code == 2
     return capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def whole(base: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What is written of each puzzle after UPDATES by one process that ran to its end."""
+    folder = tmp_path_factory.mktemp("whole")
+    evaluate_cli.main([*base, "--adapt-updates", UPDATES, "--output-dir", str(folder / "out")])
+    return puzzles_of(folder / "out")
 
 
 def puzzles_of(folder: Path) -> list[dict[str, Any]]:
@@ -85,23 +93,24 @@ def test_a_split_is_answered_with_figures_beside_the_base(
 
 
 @pytest.mark.torture
-def test_an_evaluation_that_is_killed_goes_on_and_answers_each_puzzle_once(base: list[str], tmp_path: Path) -> None:
+def test_an_evaluation_that_is_killed_goes_on_and_answers_each_puzzle_once(
+    base: list[str], whole: list[dict[str, Any]], tmp_path: Path
+) -> None:
     """Killed at random moments, between puzzles and in them: the record is that of a call that was never killed."""
-    arguments = [*base, "--adapt-updates", "12"]
-    assert call("evaluate.py", *arguments, "--output-dir", "whole", folder=tmp_path).returncode == 0
+    arguments = [*base, "--adapt-updates", UPDATES, "--output-dir", "killed"]
     written: dict[str, int] = {}
     rng = random.Random(0)
     for _ in range(KILLS):
-        launch = Launch(tmp_path, [*arguments, "--output-dir", "killed"], script="evaluate.py")
+        launch = Launch(tmp_path, arguments, script="evaluate.py")
         launch.wait_for_output("adapt:")
-        time.sleep(rng.uniform(0.0, 3.0))
+        time.sleep(rng.uniform(0.0, 1.5))
         launch.kill()
         for path in (tmp_path / "killed/puzzles").glob("*.json"):
             assert written.setdefault(path.name, path.stat().st_mtime_ns) == path.stat().st_mtime_ns
-    assert call("evaluate.py", *arguments, "--output-dir", "killed", folder=tmp_path).returncode == 0
+    assert call("evaluate.py", *arguments, folder=tmp_path).returncode == 0
     for name, when in written.items():
         assert (tmp_path / "killed/puzzles" / name).stat().st_mtime_ns == when
-    assert puzzles_of(tmp_path / "killed") == puzzles_of(tmp_path / "whole")
+    assert puzzles_of(tmp_path / "killed") == whole
     assert not list((tmp_path / "killed/puzzles").glob(".*"))
 
 
@@ -121,14 +130,15 @@ def test_a_complete_record_is_read_and_nothing_done_again(
     assert "0001.json: damaged" in refusal(arguments, capsys)
 
 
-def test_several_processes_give_the_same_answers(base: list[str], tmp_path: Path) -> None:
-    arguments = [*base, "--adapt-updates", "6"]
-    assert call("evaluate.py", *arguments, "--output-dir", "one", folder=tmp_path).returncode == 0
-    command = [sys.executable, str(ROOT / "evaluate.py"), *arguments, "--jobs", "2", "--output-dir", "two"]
+def test_several_processes_give_the_same_answers(
+    base: list[str], whole: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    arguments = [*base, "--adapt-updates", UPDATES, "--jobs", "2", "--output-dir", "two"]
+    command = [sys.executable, str(ROOT / "evaluate.py"), *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "2 at a time" in done.stderr
-    assert puzzles_of(tmp_path / "two") == puzzles_of(tmp_path / "one")
+    assert puzzles_of(tmp_path / "two") == whole
 
 
 @pytest.mark.torture
@@ -147,40 +157,30 @@ def test_processes_end_with_the_one_that_started_them(base: list[str], tmp_path:
     assert not alive
 
 
-def test_ranks_divide_the_puzzles(base: list[str], tmp_path: Path) -> None:
-    arguments = [*base, "--adapt-updates", "6"]
-    for ranks in (1, 2):
-        done = call("evaluate.py", *arguments, "--output-dir", f"of{ranks}", folder=tmp_path, ranks=ranks)
-        assert done.returncode == 0, done.stderr
-    assert puzzles_of(tmp_path / "of2") == puzzles_of(tmp_path / "of1")
+def test_ranks_divide_the_puzzles(base: list[str], whole: list[dict[str, Any]], tmp_path: Path) -> None:
+    arguments = [*base, "--adapt-updates", UPDATES, "--output-dir", "of2"]
+    done = call("evaluate.py", *arguments, folder=tmp_path, ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert puzzles_of(tmp_path / "of2") == whole
 
 
 def test_a_total_of_seconds_is_said_first_divided_and_kept_to(
     base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    """None of these puzzles is learned in so little time: each that nothing is explained of by half of it is left."""
     caplog.set_level("INFO")
     began = time.monotonic()
-    evaluate([*base, "--total-seconds", "12", "--output-dir", "out"], capsys)
-    assert time.monotonic() - began < 20
-    assert "4 puzzles, 0 of them answered before; 1 at a time, 12 s in all" in caplog.text
+    evaluate([*base, "--total-seconds", "6", "--output-dir", "out"], capsys)
+    assert time.monotonic() - began < 60
+    assert "4 puzzles, 0 of them answered before; 1 at a time, 6 s in all" in caplog.text
     found = puzzles_of(tmp_path / "out")
-    allowed = [value["allowed_seconds"] for value in found]
-    assert all(2.0 < seconds < 12.0 for seconds in allowed)
-    assert all(value["updates"] > 3 for value in found)
-
-
-def test_time_that_a_puzzle_leaves_goes_to_the_others(
-    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A cap leaves most of the first three shares unused; a puzzle that explains nothing at half time gives up, one
-    that explains all stops."""
-    evaluate([*base, "--total-seconds", "40", "--adapt", "1.5", "--output-dir", "out"], capsys)
-    assert all(value["allowed_seconds"] == 1.5 for value in puzzles_of(tmp_path / "out"))
-    evaluate([*base, "--total-seconds", "16", "--output-dir", "shared"], capsys)
-    found = puzzles_of(tmp_path / "shared")
+    assert all(0.0 < value["allowed_seconds"] < 6.0 for value in found)
+    assert min(value["allowed_seconds"] for value in found) <= 1.5  # the first has a quarter of what is left by then
     assert {value["ended"] for value in found} <= {"gave_up", "consistent", "seconds"}
     gave_up = [value for value in found if value["ended"] == "gave_up"]  # none, where a machine is slow
     assert all(value["marks"][-1]["explained"] == 0 for value in gave_up)
+    options = json.loads((tmp_path / "out/settings.json").read_text())["options"]
+    assert options["give_up"]
 
 
 def test_what_a_puzzle_leaves_of_its_time_is_divided_among_those_after_it() -> None:
@@ -205,12 +205,12 @@ def test_seconds_of_calls_before_and_a_cap_bound_what_a_puzzle_is_given() -> Non
 def test_a_control_has_figures_of_its_own(
     base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], control: str
 ) -> None:
-    arguments = [*base, "--adapt", "2", "--max-groups", "1", "--adapt-control", control, "--output-dir", "out"]
+    arguments = [*base, "--adapt", "1", "--max-groups", "1", "--adapt-control", control, "--output-dir", "out"]
     metrics = evaluate(arguments, capsys)
     assert f"ARC/{control}_pass@2" in metrics
     assert f"ARC/{control}_pass@2_after_0.5s" in metrics
     assert "ARC/adapted_pass@2" not in metrics
-    assert metrics["adapt/seconds_per_puzzle"] < 4
+    assert metrics["adapt/seconds_per_puzzle"] < 30
 
 
 @pytest.mark.parametrize(
