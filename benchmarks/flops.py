@@ -23,6 +23,7 @@ KNOWN = {
     "targets": ("query",),
     "recurrent_encoder_type": ("recurrent_standard", "trm_style"),
     "encoder_memory": ("pairs",),
+    "grid_conv": (False,),
 }
 
 

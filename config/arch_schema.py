@@ -67,6 +67,7 @@ class ArchConfig(Section):
     num_act_steps: Positive
     grad_cycles: Positive = 1
     qk_norm_gain: bool = False
+    grid_conv: bool = False
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "ArchConfig":
@@ -131,6 +132,7 @@ class ArchConfig(Section):
             unused["num_act_steps"] = "arch.halting=act halts by itself; arch.halting=fixed reads it"
         if self.mlp_t:
             unused["qk_norm_gain"] = "arch.mlp_t=true has no attention"
+            unused["grid_conv"] = "arch.mlp_t=true mixes all positions; its blocks have no convolution"
         if self.halting == "act" and self.halt_max_steps == 1:
             unused["halt_exploration_prob"] = "arch.halt_max_steps=1 leaves nothing to explore"
         if not self.is_variational:

@@ -18,6 +18,7 @@ from dataset.batches import Batch
 from dataset.grids import PAD, SEQ_LEN, VOCAB_SIZE
 from models.canvas import extents_of
 from models.encoders.base import EncoderOutput, MovingEvidence, fixed_length_output, forward_dtype, packs_by_view
+from models.grid_conv import with_neighbours
 from models.grid_coordinates import ABSENT, create_grid_coordinates, grid_coordinates
 from models.layers import (
     Linear,
@@ -66,6 +67,8 @@ class DecoderConfig(Protocol):
     def grad_cycles(self) -> int: ...
     @property
     def qk_norm_gain(self) -> bool: ...
+    @property
+    def grid_conv(self) -> bool: ...
 
 
 class ReasoningLevel(nn.Module):
@@ -78,7 +81,8 @@ class ReasoningLevel(nn.Module):
             blocks = [MixerBlock(config.hidden_size, length, config.expansion) for _ in range(config.L_layers)]
         else:
             sizes = (config.hidden_size, config.num_heads, config.expansion)
-            blocks = [TransformerBlock(*sizes, qk_gain=config.qk_norm_gain) for _ in range(config.L_layers)]
+            options = {"qk_gain": config.qk_norm_gain, "grid_conv": config.grid_conv}
+            blocks = [TransformerBlock(*sizes, **options) for _ in range(config.L_layers)]
         self.layers = nn.ModuleList(blocks)
 
     def forward(
@@ -247,6 +251,8 @@ class TRMEncoderInner(RecursiveDecoder):
     def _packed(self, context: EncoderOutput, active: Bool[Tensor, "batch 900"]) -> tuple[Packing, Tensor]:
         """The packing of context and active cells, and the row of each sample's first token."""
         packing = pack(torch.cat([context.mask, active], dim=1), by_view=packs_by_view(active.device, self.dtype))
+        if self.config.grid_conv:
+            packing = with_neighbours(packing, _cells_of_grids(context), context.grids + 1)
         if context.pair_lengths is None:
             return packing, packing.first_row
         parts = torch.cat([context.pair_lengths, 1 + active.sum(1, keepdim=True)], dim=1)
@@ -314,3 +320,10 @@ class TRMEncoderInner(RecursiveDecoder):
         if of_context is None:
             of_context = cells.new_full((*context.positions.shape, 4), ABSENT)
         return torch.cat([of_context, grid_coordinates(cells, first, end)], dim=1)
+
+
+def _cells_of_grids(context: EncoderOutput) -> Int[Tensor, "batch slots"]:
+    """900 · grid + cell of context tokens and canvas, which is the last grid; -1 of tokens that are no cells."""
+    of_context = torch.full_like(context.positions, -1) if context.cells is None else context.cells
+    canvas = context.grids * SEQ_LEN + torch.arange(SEQ_LEN, device=of_context.device)
+    return torch.cat([of_context, canvas.expand(len(of_context), -1)], dim=1)
