@@ -81,7 +81,8 @@ class RecursiveReasoner(nn.Module, ABC):
 
     `forward(carry, batch)` is one ACT step for every sample and returns (new carry, outputs); outputs are `logits`
     (B, 900, vocab) float32, `q_halt_logits`, `q_continue_logits` (B), `context` (B, T, hidden, detached), where its
-    length differs from sample to sample also `context_mask` (B, T), `kl_loss` (B). In training a sample that has
+    length differs from sample to sample also `context_mask` (B, T), `kl_loss` (B); in training, where
+    `arch.loss.pair_weight` asks for it, `pairs` (B, K, hidden), attached. In training a sample that has
     halted is replaced by the batch's; in evaluation all samples take `max_steps` steps (`rollout`). With
     `arch.halting=fixed` all halt together at `num_act_steps`: a batch that is given that many times in a row starts
     with a fresh carry.
@@ -197,6 +198,8 @@ class RecursiveReasoner(nn.Module, ABC):
         }
         if self.context_tokens is None:
             outputs["context_mask"] = context.mask
+        if self.training and self.config.loss.pair_weight:
+            outputs["pairs"] = context.pairs
         return carry, outputs
 
     @torch.no_grad()

@@ -22,6 +22,7 @@ from models.grid_conv import with_neighbours
 from models.grid_coordinates import ABSENT, GridCoordinates, grid_coordinates
 from models.layers import TokenEmbedding, trunc_normal_
 from models.packing import Packing, pack
+from models.pair_vectors import pair_means
 from models.positions import coordinates_above_canvas, coordinates_of_cells
 from models.task_rows import in_stack, of_each_sample
 
@@ -151,6 +152,15 @@ def packed_cells(
     if coordinates is None or tokens.in_grid is None:
         return x
     return x + coordinates(packing.gather(tokens.in_grid[:, 1:]), x.dtype)
+
+
+def pairs_of_cells(
+    rows: Float[Tensor, "n hidden"], packing: Packing, tokens: EncoderOutput
+) -> Float[Tensor, "batch demos hidden"]:
+    """The mean of each pair's rows; `packing` is that of the cells behind the first token."""
+    assert tokens.cells is not None
+    assert tokens.pair_lengths is not None
+    return pair_means(rows, packing, tokens.cells[:, 1:], tokens.grids, tokens.pair_lengths.shape[1])
 
 
 def where_valid(

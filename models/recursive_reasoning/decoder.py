@@ -6,6 +6,7 @@ have any length, which may differ from sample to sample (`models/recursive_reaso
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +32,7 @@ from models.layers import (
 )
 from models.memory import Memory, Reading
 from models.packing import Packing, pack
+from models.pair_vectors import pair_means
 from models.positions import create_position_encoding, placed
 from models.recursive_reasoning.carry import InnerCarry, RaggedInnerCarry, TRMEncoderInnerCarry
 from models.task_rows import in_stack
@@ -201,6 +203,24 @@ class RecursiveDecoder(nn.Module):
         return q_halt, q_continue
 
 
+@dataclass(frozen=True)
+class Reasoned:
+    """What an ACT step comes to: the detached new carry, logits, halt and continue logits; and z_H's rows, attached."""
+
+    carry: InnerCarry
+    logits: Float[Tensor, "batch 900 vocab"]
+    halting: tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]
+    z_H: Float[Tensor, "n hidden"]
+    packing: Packing
+    context: EncoderOutput
+
+    def pairs(self, demos: int) -> Float[Tensor, "batch demos hidden"]:
+        """The mean z_H of each demonstration pair's cells."""
+        cells = _cells_of_grids(self.context)
+        of_pairs = torch.where(cells < self.context.grids * SEQ_LEN, cells, -1)
+        return pair_means(self.z_H, self.packing, of_pairs, self.context.grids, demos)
+
+
 class TRMEncoderInner(RecursiveDecoder):
     """The decoder behind context tokens: one ACT step of H and L cycles, of which the last H cycle has a gradient."""
 
@@ -232,6 +252,17 @@ class TRMEncoderInner(RecursiveDecoder):
         Raises:
             ValueError: `mlp_t`, which mixes positions, with another number of context tokens than its own.
         """
+        found = self.reason(carry, batch, context, active)
+        return found.carry, found.logits, found.halting
+
+    def reason(
+        self,
+        carry: InnerCarry,
+        batch: Batch,
+        context: EncoderOutput | Float[Tensor, "batch tokens hidden"],
+        active: Bool[Tensor, "batch 900"] | None = None,
+    ) -> Reasoned:
+        """One ACT step, as `forward`."""
         if isinstance(context, Tensor):
             context = fixed_length_output(context)
         tokens = batch["inputs"].int()
@@ -246,7 +277,8 @@ class TRMEncoderInner(RecursiveDecoder):
         memories_at = self._reader(evidence, packing, rotary) if evidence.is_read else None
         z_H, z_L = self._reason(*carry.rows(packing), x, packing, rotary, memories_at=memories_at)
         logits = self._logits(z_H, packing)[:, context.context.shape[1] :]
-        return carry.updated(z_H, z_L, packing), logits, self._halting(z_H[first_token])
+        halting = self._halting(z_H[first_token])
+        return Reasoned(carry.updated(z_H, z_L, packing), logits, halting, z_H, packing, context)
 
     def _packed(self, context: EncoderOutput, active: Bool[Tensor, "batch 900"]) -> tuple[Packing, Tensor]:
         """The packing of context and active cells, and the row of each sample's first token."""

@@ -106,7 +106,7 @@ def test_where_one_has_no_other_that_fits_the_base_answers(solver: Solver, sides
 
 def test_what_is_paired_wrongly_may_have_no_room_either(solver: Solver) -> None:
     """Each fits with its own output, and none with the next one's."""
-    small, large = np.zeros((2, 2), dtype=np.uint8), np.zeros((7, 7), dtype=np.uint8)
+    small, large = np.zeros((2, 2), dtype=np.uint8), np.zeros((8, 8), dtype=np.uint8)
     task = Task("t", "toy", (Pair(small, small), Pair(small, small), Pair(large, large)), (Pair(small, None),))
     mispaired = QUICK.model_copy(update={"control": "mispaired", "fork_every": 0})
     assert adapted(solver, task, options=mispaired).ended == "no_room"

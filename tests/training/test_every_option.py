@@ -128,6 +128,7 @@ CASES = {
     "arch.qk_norm_gain": Case(("false", "true"), "parameters"),
     "arch.grid_conv": Case(("false", "true"), "parameters"),
     "arch.lpn_latent_dim": Case(("8", "16"), "parameters", given=("arch.encoder_type=lpn_variational",)),
+    "arch.loss.pair_weight": Case(("0", "0.5"), "losses", keeps=("parameters",)),
     "arch.loss.kl_weight": Case(("0", "0.1"), "losses", given=("arch.encoder_type=hybrid_variational",)),
     "arch.recurrent_encoder_type": replace(
         RECURRENT, values=("recurrent_standard", "trm_style", "in_context"), acts_on="parameters"
