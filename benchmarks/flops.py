@@ -24,6 +24,7 @@ KNOWN = {
     "recurrent_encoder_type": ("recurrent_standard", "trm_style"),
     "encoder_memory": ("pairs",),
     "grid_conv": (False,),
+    "random_depth": (False,),
 }
 
 

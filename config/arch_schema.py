@@ -69,6 +69,7 @@ class ArchConfig(Section):
     grad_cycles: Positive = 1
     qk_norm_gain: bool = False
     grid_conv: bool = False
+    random_depth: bool = False
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "ArchConfig":
@@ -148,6 +149,8 @@ class ArchConfig(Section):
         if self.mlp_t:
             unused["qk_norm_gain"] = "arch.mlp_t=true has no attention"
             unused["grid_conv"] = "arch.mlp_t=true mixes all positions; its blocks have no convolution"
+        if self.H_cycles == 1:
+            unused["random_depth"] = "arch.H_cycles=1 leaves nothing to draw"
         if self.halting == "act" and self.halt_max_steps == 1:
             unused["halt_exploration_prob"] = "arch.halt_max_steps=1 leaves nothing to explore"
         if not self.is_variational:

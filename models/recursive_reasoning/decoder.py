@@ -5,7 +5,8 @@ Two latents, z_H (the answer) and z_L (the reasoning), are refined by one small 
 have any length, which may differ from sample to sample (`models/recursive_reasoning/carry.py`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -131,7 +132,7 @@ class RecursiveDecoder(nn.Module):
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
-        self.config = config
+        self.config, self.h_cycles = config, config.H_cycles
         hidden, num_slots = config.hidden_size, config.puzzle_emb_len + SEQ_LEN
         self.dtype = forward_dtype(config)
         self.embed_tokens = TokenEmbedding(VOCAB_SIZE, hidden)
@@ -141,6 +142,15 @@ class RecursiveDecoder(nn.Module):
         self.position_encoding = create_position_encoding(config.pos_encodings, hidden, config.num_heads, num_slots)
         self.register_buffer("H_init", trunc_normal_(torch.empty(hidden), 1.0))
         self.register_buffer("L_init", trunc_normal_(torch.empty(hidden), 1.0))
+
+    @contextmanager
+    def at_depth(self, h_cycles: int) -> Iterator[None]:
+        """Inside the block a step has so many H cycles; else as many as the config says."""
+        self.h_cycles = h_cycles
+        try:
+            yield
+        finally:
+            self.h_cycles = self.config.H_cycles
 
     def _initial_latents(self, device: torch.device | None = None) -> tuple[Float[Tensor, " hidden"], ...]:
         return tuple(init.to(device or init.device, self.dtype) for init in (self.H_init, self.L_init))
@@ -171,7 +181,7 @@ class RecursiveDecoder(nn.Module):
         read_memory: Callable[[Tensor], Tensor] | None = None,
         memories_at: Callable[[Tensor], Sequence[Memory]] | None = None,
     ) -> tuple[Float[Tensor, "n hidden"], Float[Tensor, "n hidden"]]:
-        """`H_cycles` times: `L_cycles` times z_L = L_level(z_L, z_H + x), then z_H = L_level(z_H, z_L).
+        """`h_cycles` times: `L_cycles` times z_L = L_level(z_L, z_H + x), then z_H = L_level(z_H, z_L).
 
         Only the last `grad_cycles` have a gradient. z_H takes z_L through `read_memory`, where there is one.
 
@@ -179,8 +189,8 @@ class RecursiveDecoder(nn.Module):
             memories_at: what the level reads in a cycle, given the z_H at its start.
         """
         with weights_cast_once(self.L_level, self.dtype):
-            for cycle in range(self.config.H_cycles):
-                has_gradient = cycle >= self.config.H_cycles - self.config.grad_cycles
+            for cycle in range(self.h_cycles):
+                has_gradient = cycle >= self.h_cycles - self.config.grad_cycles
                 with torch.set_grad_enabled(torch.is_grad_enabled() and has_gradient):
                     memories = None if memories_at is None else memories_at(z_H)
                     injection = z_H + x

@@ -186,6 +186,9 @@ def test_what_cannot_be_stacked_is_refused(double: Any) -> None:
     model, config = double()
     with pytest.raises(AdaptError, match="share the clock"):
         next(adapt_stacked(model, config, enumerate(TASKS), OPTIONS, Budget(seconds=5), size=2))
+    drawn = config.model_copy(update={"arch": config.arch.model_copy(update={"random_depth": True})})
+    with pytest.raises(AdaptError, match="random_depth=true draws"):
+        next(adapt_stacked(model, drawn, enumerate(TASKS), OPTIONS, Budget(updates=5), size=2))
     votes = OPTIONS.model_copy(update={"control": "votes"})
     with pytest.raises(AdaptError, match="votes"):
         next(adapt_stacked(model, config, enumerate(TASKS), votes, Budget(updates=5), size=2))

@@ -127,6 +127,7 @@ def test_the_recursion_compiles_as_one_graph_and_never_again(
     """All H and L cycles, over batches of other lengths and other groups."""
     model = create_model(shrunk_config(*overrides).arch, store.metadata)
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     reason = torch.compile(model.inner._reason, backend="aot_eager", fullgraph=True, dynamic=True)
     graphs = []
     for number in range(4):
