@@ -225,7 +225,13 @@ class Reasoned:
     context: EncoderOutput
 
     def pairs(self, demos: int) -> Float[Tensor, "batch demos hidden"]:
-        """The mean z_H of each demonstration pair's cells."""
+        """The mean z_H of each demonstration pair's cells.
+
+        Raises:
+            ValueError: an encoder that gives neither vectors of pairs nor their cells.
+        """
+        if self.context.cells is None:
+            raise ValueError("arch.loss.pair_weight needs `pairs`, or `cells`, in the EncoderOutput of the encoder")
         cells = _cells_of_grids(self.context)
         of_pairs = torch.where(cells < self.context.grids * SEQ_LEN, cells, -1)
         return pair_means(self.z_H, self.packing, of_pairs, self.context.grids, demos)

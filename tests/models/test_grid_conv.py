@@ -65,11 +65,11 @@ def given(batch: Batch, name: str) -> Batch:
 @pytest.mark.parametrize("by_view", [True, False])
 def test_it_equals_the_convolution_of_each_padded_grid_with_gradients(by_view: bool) -> None:
     """Rows of no cell pass, what fills a run up passes no gradient, and an empty sequence does no harm."""
-    sequences, grids, hidden = 3, 2, 5
-    mask = torch.rand(sequences, grids * 900) < 0.4
-    mask[1] = torch.arange(grids * 900) % 900 < 40
-    mask[2] = False
-    mask = torch.cat([torch.ones(sequences, 1, dtype=torch.bool), mask], dim=1)
+    sequences, grids, hidden = 4, 2, 5
+    mask = torch.rand(sequences, 1 + grids * 900).argsort() < torch.tensor([[700], [690], [0], [0]])
+    mask[:, 0] = True
+    mask[2, 1:] = torch.arange(grids * 900) % 900 < 40
+    mask[3] = False
     cells = torch.arange(-1, grids * 900).expand(sequences, -1)
     packing = with_neighbours(pack(mask, by_view=by_view), cells, grids)
     conv = GridConv(hidden).double()
@@ -97,6 +97,7 @@ def test_it_equals_the_convolution_of_each_padded_grid_with_gradients(by_view: b
     assert plain.grad is not None
     torch.testing.assert_close(ours, torch.where(mask[..., None], plain.grad, 0), atol=1e-12, rtol=1e-12)
     dead = torch.ones(len(packing.rows), dtype=torch.bool).index_fill(0, packing.live_rows, False)
+    assert dead.any() == by_view
     assert not rows.grad[dead].any()
 
 

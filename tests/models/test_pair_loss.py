@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -166,6 +167,16 @@ def test_it_is_learned_and_logged(shrunk_config: Load, ranks: Ranks) -> None:
         trainer.window = type(trainer.window)()
     assert losses[-1] < 0.5 * losses[0]
     assert not [key for key in trainer.evaluate().metrics if "pair_loss" in key]
+
+
+def test_an_encoder_that_gives_no_vectors_is_told_so(
+    shrunk_config: Load, store: PuzzleStore, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, head = made(shrunk_config, store, ETRM, WEIGHT)
+    encode = model.encoder.encode
+    monkeypatch.setattr(model.encoder, "encode", lambda demonstrations: replace(encode(demonstrations), pairs=None))
+    with pytest.raises(ValueError, match="pair_weight needs `pairs`"):
+        head(model.initial_carry(batch), batch)
 
 
 @pytest.mark.parametrize(
