@@ -84,8 +84,10 @@ class ReasoningLevel(nn.Module):
             blocks = [MixerBlock(config.hidden_size, length, config.expansion) for _ in range(config.L_layers)]
         else:
             sizes = (config.hidden_size, config.num_heads, config.expansion)
-            options = {"qk_gain": config.qk_norm_gain, "grid_conv": config.grid_conv}
-            blocks = [TransformerBlock(*sizes, **options) for _ in range(config.L_layers)]
+            blocks = [
+                TransformerBlock(*sizes, qk_gain=config.qk_norm_gain, grid_conv=config.grid_conv)
+                for _ in range(config.L_layers)
+            ]
         self.layers = nn.ModuleList(blocks)
 
     def forward(
