@@ -214,7 +214,7 @@ class RecursiveReasoner(nn.Module, ABC):
         }
         if self.context_tokens is None:
             outputs["context_mask"] = context.mask
-        if self.training and self.config.loss.pair_weight:
+        if self.training and context.pairs is not None and self.config.loss.pair_weight:
             outputs["pairs"] = context.pairs
         return carry, outputs
 

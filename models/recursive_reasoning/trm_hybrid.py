@@ -59,6 +59,7 @@ class HybridTRMConfig:
     grad_cycles: int = 1
     qk_norm_gain: bool = False
     grid_conv: bool = False
+    random_depth: bool = False
     conditioning: Literal["z_init", "cross_attention"] = "z_init"
 
     @classmethod
