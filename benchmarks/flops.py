@@ -23,6 +23,8 @@ KNOWN = {
     "targets": ("query",),
     "recurrent_encoder_type": ("recurrent_standard", "trm_style"),
     "encoder_memory": ("pairs",),
+    "grid_conv": (False,),
+    "random_depth": (False,),
 }
 
 

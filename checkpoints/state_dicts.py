@@ -30,8 +30,10 @@ ATTENTION_NAMES = ("self_attn.qkv_proj.weight", "self_attn.o_proj.weight")
 MIXER_NAMES = ("mlp_t.gate_up_proj.weight", "mlp_t.down_proj.weight")
 
 # Tensors of options that the published program does not have: `pos_encodings`, `grid_coordinates`, `context_mode: read`
-# and variant C, `qk_norm_gain`.
-OF_OPTIONS = re.compile(r"(coordinates|position_encoding)\..*|L_level\.layers\.\d+\.(cross_attn\..*|self_attn\.gain)")
+# and variant C, `qk_norm_gain`, `grid_conv`.
+OF_OPTIONS = re.compile(
+    r"(coordinates|position_encoding)\..*|L_level\.layers\.\d+\.(cross_attn\..*|self_attn\.gain|grid_conv\..*)"
+)
 
 State = dict[str, Tensor]
 

@@ -30,6 +30,7 @@ Condition = Literal["demonstrations", "puzzle identifiers", "texts"]
 class _LossTerms(Section):
     loss_type: Literal["stablemax_cross_entropy", "softmax_cross_entropy"]
     kl_weight: NonNegativeFloat
+    pair_weight: NonNegativeFloat = 0.0
 
 
 class LossConfig(_LossTerms):
@@ -67,6 +68,8 @@ class ArchConfig(Section):
     num_act_steps: Positive
     grad_cycles: Positive = 1
     qk_norm_gain: bool = False
+    grid_conv: bool = False
+    random_depth: bool = False
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "ArchConfig":
@@ -87,6 +90,20 @@ class ArchConfig(Section):
         if self.mlp_t and self.canvas != "full":
             raise ValueError(f"arch.mlp_t=true mixes all {SEQ_LEN} cells: it needs arch.canvas=full")
         return self
+
+    @model_validator(mode="after")
+    def _has_vectors_of_pairs(self) -> "ArchConfig":
+        if self.loss.pair_weight and (why := self.without_pair_vectors):
+            raise ValueError(
+                f"arch.loss.pair_weight={self.loss.pair_weight} makes the vectors of a task's pairs alike, but {why}: "
+                "it must be 0"
+            )
+        return self
+
+    @property
+    def without_pair_vectors(self) -> str | None:
+        """Why there is no vector of each demonstration pair; None where there is one."""
+        return f"this system reads {self.condition} and no pairs"
 
     @model_validator(mode="after")
     def _cycles_have_a_gradient(self) -> "ArchConfig":
@@ -131,10 +148,15 @@ class ArchConfig(Section):
             unused["num_act_steps"] = "arch.halting=act halts by itself; arch.halting=fixed reads it"
         if self.mlp_t:
             unused["qk_norm_gain"] = "arch.mlp_t=true has no attention"
+            unused["grid_conv"] = "arch.mlp_t=true mixes all positions; its blocks have no convolution"
+        if self.H_cycles == 1:
+            unused["random_depth"] = "arch.H_cycles=1 leaves nothing to draw"
         if self.halting == "act" and self.halt_max_steps == 1:
             unused["halt_exploration_prob"] = "arch.halt_max_steps=1 leaves nothing to explore"
         if not self.is_variational:
             unused["loss.kl_weight"] = f"the encoder {self.encoder_name} is deterministic and has no KL"
+        if why := self.without_pair_vectors:
+            unused["loss.pair_weight"] = why
         return unused
 
 
@@ -171,6 +193,10 @@ class EncoderArch(ArchConfig):
     context_tokens: Literal["one", "two"] = "one"
     context_attention: Literal["all", "alternate", "pair"] = "all"
     query_as_context: bool = False
+
+    @property
+    def without_pair_vectors(self) -> str | None:
+        return None
 
     def _refuse_mixing(self, choice: str) -> None:
         if self.mlp_t:
@@ -277,6 +303,11 @@ class EtrmtrmArch(EncoderArch):
     @property
     def encoder_name(self) -> str:
         return self.recurrent_encoder_type
+
+    @property
+    def without_pair_vectors(self) -> str | None:
+        has_cells_alone = self.encoder_memory == "cells" and self.recurrent_encoder_type != "in_context"
+        return "arch.encoder_memory=cells has vectors of cells alone" if has_cells_alone else None
 
     @model_validator(mode="after")
     def _has_slots_to_mix(self) -> "EtrmtrmArch":

@@ -26,6 +26,11 @@ class ContextLimit:
         """Which pairs do not fit even alone: others are shown before them."""
         return self.cells[pairs] > self.most if self.most is not None else np.zeros(pairs.shape, dtype=bool)
 
+    def leaves_another(self, pairs: Int64[np.ndarray, " pairs"]) -> bool:
+        """Whether beside each of these pairs another of them fits."""
+        short = ~self.too_long(pairs)
+        return bool((short.sum() - short > 0).all())
+
     def check(
         self,
         store: PuzzleStore,

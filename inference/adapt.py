@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from config.schema import TrainConfig
 from dataset.arc_tasks import Task
 from dataset.build_arc_dataset import store_of_tasks, without_outputs
+from dataset.context_limit import ContextLimit
 from inference.adapt_answers import Mark, Votes, answer_of
 from inference.adapt_options import AdaptError, AdaptOptions, Budget, mark_updates
 from inference.adapt_questions import Questions
@@ -35,10 +37,11 @@ ENDS = {
     "gave_up": "after half of the time no demonstration was explained",
     "stopped": "stopped by a signal",
     "one_demonstration": "a task of one demonstration has nothing to leave out: the base answers",
+    "no_room": "max_context_tokens leaves a demonstration no other that could be shown: the base answers",
     "not_finite": "a loss or gradient was not finite: the base answers",
     "out_of_memory": "memory ran out: the base answers",
 }
-FAILED = ("one_demonstration", "not_finite", "out_of_memory")
+FAILED = ("one_demonstration", "no_room", "not_finite", "out_of_memory")
 Tell = Callable[[Mark | None, int, float], None]
 Clock = Callable[[], float]
 Steps = Generator[Course, str | None, "Adaptation"]  # the updates of an adaptation, made by whoever asks for them
@@ -55,6 +58,7 @@ class Adaptation:
     ended: why, a key of `ENDS`.
     marks: the base's first; of an adaptation that failed nothing after it counts.
     pooled: how many of the last marks are counted together.
+    demos_left_out: demonstrations that its queries lack for the sake of `max_context_tokens`.
     versions: of the task, that vote at each mark.
     model: the weights that answer, in evaluation mode.
     """
@@ -67,6 +71,7 @@ class Adaptation:
     marks: tuple[Mark, ...]
     pooled: int
     versions: int
+    demos_left_out: int
     model: RecursiveReasoner
 
     def answer(self, *, by_agreement: bool = True) -> Votes:
@@ -103,6 +108,7 @@ class _Session:
         store = store_of_tasks([self.task], options.votes - 1, self.key)
         self.base = with_new_identifiers(model.eval(), config.arch, store.metadata)
         self.asking = Questions(store, self.key, config, options, self.device)
+        self.taught = store_of_tasks([_mispaired(self.task) if options.control == "mispaired" else self.task], 0, 0)
         self.marks: list[Mark] = []
         self.updates, self.mark_seconds, self.update_seconds = 0, 0.0, 0.0
 
@@ -128,6 +134,7 @@ class _Session:
             marks=tuple(self.marks[:1] if failed else self.marks),
             pooled=len(self.marks) if self.options.control == "votes" else self.options.pooled_marks,
             versions=len(self.asking.store.dihedral),
+            demos_left_out=self.asking.data.left_out().get(self.task.id, 0),
             model=self.base if failed else model,
         )
 
@@ -136,6 +143,8 @@ class _Session:
             return self._vote_on(), self.base
         if self.asking.count < 2:
             return "one_demonstration", self.base
+        if not self._has_room():
+            return "no_room", self.base
         try:
             main, fork = self._courses()
             ended = yield from self._train(main, fork)
@@ -144,6 +153,12 @@ class _Session:
             if not is_out_of_memory(error):
                 raise
             return "out_of_memory", self.base
+
+    def _has_room(self) -> bool:
+        """Whether whatever learns has another demonstration to show beside each that it asks for."""
+        limit = ContextLimit(self.taught, self.config.max_context_tokens)
+        taken = [np.arange(self.asking.count)] + ([] if self.asking.left_out is None else [self.asking.others])
+        return all(limit.leaves_another(pairs) for pairs in taken)
 
     def _vote_on(self) -> str:
         """Let the base vote again and again in other versions, at the cost of updates."""
@@ -171,20 +186,20 @@ class _Session:
         total, every = self.budget.updates, self.options.fork_every
         if self.asking.left_out is None:
             return self._course(start, everything, "main", total), None
-        others = [pair for pair in everything if pair != self.asking.out]
+        others = self.asking.others.tolist()
         forks = None if total is None else total // every
         mains = None if total is None or forks is None else total - forks
         return self._course(start, everything, "main", mains), self._course(start, others, "fork", forks)
 
     def _course(self, start: RecursiveReasoner, pairs: list[int], role: str, total: int | None) -> Course:
         options = self.options
-        taught = _mispaired(self.task) if options.control == "mispaired" else self.task
         views = TaskViews(
-            store_of_tasks([taught], 0, 0),
+            self.taught,
             pairs,
             task_key(self.task, options.seed, role),
             views=options.views,
             max_demos=self.config.max_demos,
+            max_context_tokens=self.config.max_context_tokens,
             translate=options.translate,
             versions=None if self.base.reads_demonstrations else self.asking.store,
         )

@@ -9,6 +9,7 @@ from dataset.store import PuzzleStore, load_stores
 from inference.adapt_arguments import Asked
 from inference.adapt_evaluation import Work, answer_all, read_puzzle_list, settings_of, tasks_of_split
 from inference.adapt_figures import figures, write_figures
+from inference.adapt_questions import refuse_without_room
 from inference.adapt_record import AdaptRecord
 from inference.adapt_stack import stack_refusal
 from inference.adapt_systems import refusal
@@ -65,4 +66,6 @@ def _asked_for(arguments: argparse.Namespace, asked: Asked, checkpoint: Checkpoi
         raise CheckpointError(f"{checkpoint.path}: --stack {arguments.stack}: {why}")
     store = load_stores(tuple(arguments.data_paths) or tuple(checkpoint.config["data_paths"]))
     puzzles = [] if arguments.puzzles is None else read_puzzle_list(arguments.puzzles)
-    return store, tasks_of_split(store, arguments.split, arguments.max_groups, puzzles)
+    tasks = tasks_of_split(store, arguments.split, arguments.max_groups, puzzles)
+    refuse_without_room(tasks, config_of(checkpoint))
+    return store, tasks

@@ -71,6 +71,8 @@ def figures(
         metrics[f"{what}_pass@2_after_{seconds:g}s"] = solved / max(1, len(credits))
     metrics["adapt/seconds_per_puzzle"] = float(np.mean([f.seconds for f in found]))
     metrics["adapt/updates_per_puzzle"] = float(np.mean([f.updates for f in found]))
+    if any(f.demos_left_out for f in found):
+        metrics["adapt/demos_left_out"] = float(np.mean([f.demos_left_out for f in found]))
     for ended in sorted({f.ended for f in found}):
         metrics[f"adapt/ended_{ended}"] = sum(f.ended == ended for f in found)
     return metrics

@@ -1,12 +1,16 @@
 """What weights that adapt to a task are asked at each mark: its versions' votes, and its own demonstrations."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 
 from config.schema import TrainConfig
+from dataset.arc_tasks import Task
 from dataset.batches import Batch
+from dataset.build_arc_dataset import store_of_tasks
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.store import PuzzleStore
 from evaluators.arc import ARC
@@ -17,10 +21,19 @@ from inference.adapt_views import asked_of_the_others
 from models.act import RecursiveReasoner
 
 
+def refuse_without_room(tasks: Sequence[Task], config: TrainConfig) -> None:
+    """
+    Raises:
+        DatasetError: `max_context_tokens` leaves a task without any demonstration; it names the task.
+    """
+    if config.max_context_tokens is not None:
+        FewshotEvalDataset(store_of_tasks(tasks, 0, 0), batch_size=1, max_context_tokens=config.max_context_tokens)
+
+
 class Questions:
     """The questions of a task, drawn once.
 
-    explained: each demonstration with the others shown, as they are (None: there is one only).
+    explained: each demonstration with the others shown, as they are (None: one of them has no other that could be).
     out: the demonstration that a fork leaves out.
     left_out: views of it, with the others shown (None: there is no fork).
     """
@@ -34,15 +47,19 @@ class Questions:
         self.explained: Batch | None = None
         self.left_out: Batch | None = None
         everything = range(self.count)
-        if self.count >= 2:
-            self.explained = self._of_the_others(everything, 1, config.max_demos)
+        if self.data.limit.leaves_another(np.arange(self.count)):
+            self.explained = self._of_the_others(everything, 1, limits)
         self.out = key % self.count
-        if self.count >= 3 and options.fork_every:
-            self.left_out = self._of_the_others([self.out], options.agreement_views, config.max_demos)
+        if options.fork_every and self.count >= 3 and self.data.limit.leaves_another(self.others):
+            self.left_out = self._of_the_others([self.out], options.agreement_views, limits)
 
-    def _of_the_others(self, asked: Sequence[int], views: int, max_demos: int) -> Batch:
-        pairs = range(self.count)
-        return self._moved(asked_of_the_others(self.store, pairs, asked, views=views, max_demos=max_demos))
+    @property
+    def others(self) -> Int64[np.ndarray, " demos"]:
+        """The demonstrations beside the one that a fork leaves out."""
+        return np.delete(np.arange(self.count), self.out)
+
+    def _of_the_others(self, asked: Sequence[int], views: int, limits: dict[str, Any]) -> Batch:
+        return self._moved(asked_of_the_others(self.store, range(self.count), asked, views=views, **limits))
 
     def _moved(self, batch: Batch) -> Batch:
         return {key: value.to(self.device) for key, value in batch.items()}

@@ -41,6 +41,7 @@ class Answered:
     marks: tuple[Mark, ...]
     answer: Votes
     by_votes: Votes
+    demos_left_out: int = 0  # records of before the limit held here lack it
 
     @classmethod
     def of(cls, adaptation: Adaptation, allowed_seconds: float | None) -> "Answered":
@@ -57,6 +58,7 @@ class Answered:
             marks=adaptation.marks,
             answer=adaptation.answer(),
             by_votes=adaptation.answer(by_agreement=False),
+            demos_left_out=adaptation.demos_left_out,
         )
 
     @property

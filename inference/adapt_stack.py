@@ -37,6 +37,10 @@ def stack_refusal(arch: AnyArch, options: AdaptOptions, budget: Budget | None) -
             f"weights of {arch.name} cannot stand side by side, but for arch.encoder_type=in_context with "
             "arch.targets=query: leave --stack out"
         )
+    if arch.random_depth:
+        return (
+            "arch.random_depth=true draws each update's depth, which tasks side by side would share: leave --stack out"
+        )
     if budget is None or budget.updates is None:
         return "tasks side by side share the clock: give --adapt-updates, not seconds"
     if options.control in ("votes", "random_weights"):

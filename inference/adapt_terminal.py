@@ -79,6 +79,8 @@ def _cells(mark: Mark, demonstrations: int) -> tuple[str, ...]:
 def sentences(found: Answered) -> list[str]:
     """What an adaptation came to, in words."""
     said = [f"{found.puzzle}: {found.updates} updates in {found.seconds:.1f} s; {ENDS[found.ended]}."]
+    if found.demos_left_out:
+        said.append(f"{found.demos_left_out} demonstrations are left out, for max_context_tokens holds no more.")
     if len(found.marks) < 2:
         return said
     if agreement_fell(found.marks[0], found.marks[-1]):

@@ -16,6 +16,7 @@ from dataset.arc_tasks import Task
 from dataset.assemble import assemble, first_by_key
 from dataset.augment import NUM_DIHEDRAL
 from dataset.batches import Batch
+from dataset.context_limit import ContextLimit
 from dataset.store import PuzzleStore
 from models.act import EXPLORATION_KEY
 
@@ -57,8 +58,9 @@ class TaskViews:
 
     Args:
         store: of this one task.
-        pairs: two or more.
+        pairs: two or more, of which the limit leaves each another one.
         key: as `task_key` gives it.
+        max_context_tokens: see `dataset.context_limit`.
         versions: a store whose augmentations are the only views, for a model that knows them by number (None: any).
     """
 
@@ -71,11 +73,14 @@ class TaskViews:
         views: int,
         max_demos: int,
         translate: bool,
+        max_context_tokens: int | None = None,
         versions: PuzzleStore | None = None,
     ):
         self.store, self.pairs, self.key, self.versions = store, np.array(pairs), key, versions
         self.views, self.translate = views, translate
         self.slots = min(len(pairs) - 1, max_demos)
+        self.limit = ContextLimit(store, max_context_tokens)
+        assert self.limit.leaves_another(self.pairs), "nothing to show beside one of the pairs"
 
     def __getitem__(self, number: int) -> Batch:
         """The batch of this number: every view shows at least one pair, at most all but the one that is asked for."""
@@ -83,7 +88,8 @@ class TaskViews:
         rng = np.random.Generator(np.random.Philox(key=np.array([self.key, number], dtype=np.uint64)))
         draws = rng.random((self.views, NUM_DRAWS + count + 2 * (slots + 1)))
         asked = (number * self.views + np.arange(self.views)) % count
-        shown = first_by_key(draws[:, NUM_DRAWS : NUM_DRAWS + count], np.arange(count) != asked[:, None], slots)
+        keys = draws[:, NUM_DRAWS : NUM_DRAWS + count] + self.limit.too_long(self.pairs)
+        shown = first_by_key(keys, np.arange(count) != asked[:, None], slots)
         shown[np.arange(slots) > np.floor(draws[:, 10:11] * slots)] = -1
         places = draws[:, NUM_DRAWS + count :].reshape(self.views, slots + 1, 2)
         batch = draw_views(
@@ -92,6 +98,7 @@ class TaskViews:
             np.where(shown >= 0, self.pairs[shown], -1),
             self.pairs[asked],
             places if self.translate else None,
+            self.limit,
         )
         return {**batch, EXPLORATION_KEY: torch.from_numpy(draws[:, 11:13].astype(np.float32))}
 
@@ -115,27 +122,44 @@ def draw_views(
     demo_pairs: Int64[np.ndarray, "views demos"],
     query_pairs: Int64[np.ndarray, " views"],
     translation: Float64[np.ndarray, "views examples 2"] | None = None,
+    limit: ContextLimit | None = None,
 ) -> Batch:
     """A batch of views of the one task of a store.
 
     Args:
         numbers: of the augmentations, which a TRM knows them by.
+        limit: leaves out of `demo_pairs` what does not fit, and counts it (None: nothing is left out).
     """
+    limit = limit or ContextLimit(store, None)
+    demo_pairs, left_out = limit.apply(demo_pairs)
     grids = DrawnGrids(store.cells, store.grid_starts, store.grid_shapes, dihedral, colors)
     rows = np.arange(len(query_pairs))
     batch = assemble(grids, np.zeros_like(rows), rows, demo_pairs, query_pairs, translation)
-    return {**batch, "puzzle_identifiers": torch.from_numpy((numbers + 1).astype(np.int32))}
+    identifiers = torch.from_numpy((numbers + 1).astype(np.int32))
+    return {**batch, **limit.counted(left_out), "puzzle_identifiers": identifiers}
 
 
 def asked_of_the_others(
-    store: PuzzleStore, pairs: Sequence[int], asked: Sequence[int], *, views: int, max_demos: int
+    store: PuzzleStore,
+    pairs: Sequence[int],
+    asked: Sequence[int],
+    *,
+    views: int,
+    max_demos: int,
+    max_context_tokens: int | None = None,
 ) -> Batch:
-    """Each of the pairs in `asked`, with the others of `pairs` shown, in the store's first `views` augmentations."""
-    shown = np.array([[pair for pair in pairs if pair != one][:max_demos] for one in asked])
+    """Each of the pairs in `asked`, with the others of `pairs` shown, in the store's first `views` augmentations.
+
+    As in an evaluation, those that never fit into `max_context_tokens` come last.
+    """
+    limit = ContextLimit(store, max_context_tokens)
+    ordered = sorted(pairs, key=lambda pair: bool(limit.too_long(np.array(pair))))
+    shown = np.array([[pair for pair in ordered if pair != one][:max_demos] for one in asked])
     numbers = np.arange(min(views, len(store.dihedral)))
     return draw_views(
         store,
         *versions_of(store, np.tile(numbers, len(asked))),
         np.repeat(shown, len(numbers), axis=0),
         np.repeat(np.array(asked), len(numbers)),
+        limit=limit,
     )

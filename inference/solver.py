@@ -29,6 +29,7 @@ from inference.adapt import Tell, tell_nothing
 from inference.adapt import adapt as adapt_to
 from inference.adapt_figures import contaminated_puzzles, submission_of
 from inference.adapt_options import AdaptOptions, Budget, parse_options
+from inference.adapt_questions import refuse_without_room
 from inference.adapt_record import Answered
 from inference.adapt_systems import refusal
 from inference.evaluation import evaluate
@@ -162,10 +163,12 @@ class Solver:
         Raises:
             AdaptError: options and budget do not go together.
             CheckpointError: a system that cannot be adapted.
+            DatasetError: `max_context_tokens` leaves a task without any demonstration.
         """
         if why := refusal(self.config.arch, options):
             raise CheckpointError(f"{self.checkpoint.path}: {why}")
         budget.check(options)
+        refuse_without_room(tasks, self.config)
         mine = range(self.ranks.rank, len(tasks), self.ranks.world_size)
         solved = [(n, self._adapted(tasks[n], options, budget, attempts, tell(tasks[n]), stop)) for n in mine]
         parts = [part for _, part in sorted(distributed.gather_lists(solved, self.ranks), key=lambda item: item[0])]

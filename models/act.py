@@ -18,14 +18,21 @@ from config.arch_schema import ArchConfig
 from dataset.batches import DEMONSTRATION_KEYS, Batch
 from models.canvas import full_canvas, task_canvas
 
-# Optional key of a batch: (B, 2) uniform numbers that decide on exploration; drawn from torch's generator if absent.
-EXPLORATION_KEY = "exploration_draws"
+# Optional keys of a batch, uniform numbers that are drawn from torch's generator if absent: (B, 2) that decide on
+# exploration; and one for `arch.random_depth`, on the CPU, where reading it waits for no device.
+EXPLORATION_KEY, DEPTH_KEY = "exploration_draws", "depth_draw"
 
 
 def exploration_draws(seed: int, step: int, global_batch_size: int, slots: slice) -> Float[Tensor, "slots 2"]:
     """Uniform numbers in [0, 1) keyed by (seed, step, global slot), the same for any number of ranks."""
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, step], dtype=np.uint64)))
     return torch.from_numpy(rng.random((global_batch_size, 2), dtype=np.float32)[slots])
+
+
+def depth_draw(seed: int, step: int) -> Float[Tensor, ""]:
+    """A uniform number in [0, 1) keyed by (seed, step), so that all ranks draw the same depth."""
+    key, counter = np.array([seed, step], dtype=np.uint64), np.array([0, 0, 0, 1], dtype=np.uint64)
+    return torch.tensor(np.random.Generator(np.random.Philox(key=key, counter=counter)).random())
 
 
 def decide_halting(
@@ -81,7 +88,8 @@ class RecursiveReasoner(nn.Module, ABC):
 
     `forward(carry, batch)` is one ACT step for every sample and returns (new carry, outputs); outputs are `logits`
     (B, 900, vocab) float32, `q_halt_logits`, `q_continue_logits` (B), `context` (B, T, hidden, detached), where its
-    length differs from sample to sample also `context_mask` (B, T), `kl_loss` (B). In training a sample that has
+    length differs from sample to sample also `context_mask` (B, T), `kl_loss` (B); in training, where
+    `arch.loss.pair_weight` asks for it, `pairs` (B, K, hidden), attached. In training a sample that has
     halted is replaced by the batch's; in evaluation all samples take `max_steps` steps (`rollout`). With
     `arch.halting=fixed` all halt together at `num_act_steps`: a batch that is given that many times in a row starts
     with a fresh carry.
@@ -119,7 +127,7 @@ class RecursiveReasoner(nn.Module, ABC):
             "inner_carry": self.inner.initial_carry(size, device, ragged=self._is_ragged),
             "steps": torch.zeros(size, dtype=torch.int32, device=device),
             "halted": torch.ones(size, dtype=torch.bool, device=device),
-            "current_data": {key: value for key, value in batch.items() if key != EXPLORATION_KEY},
+            "current_data": {key: value for key, value in batch.items() if key not in (EXPLORATION_KEY, DEPTH_KEY)},
         }
 
     @abstractmethod
@@ -157,7 +165,16 @@ class RecursiveReasoner(nn.Module, ABC):
             if draws is None:
                 draws = torch.rand(len(carry.steps), 2, device=carry.steps.device)
         data = self._current_data(carry, batch)
-        return self._act_step(carry, data, self.encode(data), self.active_cells(data), draws)
+        with self.inner.at_depth(self._h_cycles(batch)):
+            return self._act_step(carry, data, self.encode(data), self.active_cells(data), draws)
+
+    def _h_cycles(self, batch: Batch) -> int:
+        """H cycles of a step: with `arch.random_depth` in training 1 to those of the config, each as likely."""
+        most = self.config.H_cycles
+        if not (self.training and self.config.random_depth):
+            return most
+        draw = batch.get(DEPTH_KEY)
+        return 1 + int(float(torch.rand(()) if draw is None else draw) * most)
 
     @property
     def _is_ragged(self) -> bool:
@@ -197,6 +214,8 @@ class RecursiveReasoner(nn.Module, ABC):
         }
         if self.context_tokens is None:
             outputs["context_mask"] = context.mask
+        if self.training and context.pairs is not None and self.config.loss.pair_weight:
+            outputs["pairs"] = context.pairs
         return carry, outputs
 
     @torch.no_grad()

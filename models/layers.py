@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from models.attention import attend
+from models.grid_conv import GridConv
 from models.memory import Memory, Reading
 from models.packing import Packing
 from models.segments import Segments
@@ -292,7 +293,12 @@ class Residual(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention and SwiGLU, each a residual branch."""
+    """Self-attention and SwiGLU, each a residual branch; with `grid_conv` before them a convolution over the cells of
+    each grid.
+
+    It stands on the block's input, where a row has `hidden_size` channels and not the several times as many of the
+    MLP's expansion, and where attention compares cells that know their neighbours.
+    """
 
     def __init__(
         self,
@@ -304,8 +310,10 @@ class TransformerBlock(nn.Module):
         qk_norm: bool = False,
         residual_scale: float = 1.0,
         qk_gain: bool = False,
+        grid_conv: bool = False,
     ):
         super().__init__()
+        self.grid_conv = GridConv(hidden_size) if grid_conv else None
         self.self_attn = SelfAttention(hidden_size, num_heads, qk_norm, qk_gain)
         self.mlp = SwiGLU(hidden_size, expansion)
         self.attn_residual = Residual(hidden_size, norm_style, layer_scale_init, residual_scale)
@@ -314,6 +322,8 @@ class TransformerBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary | None, memory: Memory | None = None
     ) -> Float[Tensor, "n hidden"]:
+        if self.grid_conv is not None:
+            x = self.grid_conv(x, packing)
         x = self.attn_residual.after(x, self.self_attn(self.attn_residual.before(x), packing, rotary, memory))
         return self.mlp_residual.after(x, self.mlp(self.mlp_residual.before(x)))
 
@@ -321,8 +331,10 @@ class TransformerBlock(nn.Module):
 class ReadingBlock(TransformerBlock):
     """Self-attention, cross-attention to a memory, and SwiGLU, each a post-norm residual branch."""
 
-    def __init__(self, hidden_size: int, num_heads: int, expansion: float, residual_scale: float = 1.0):
-        super().__init__(hidden_size, num_heads, expansion, residual_scale=residual_scale)
+    def __init__(
+        self, hidden_size: int, num_heads: int, expansion: float, residual_scale: float = 1.0, grid_conv: bool = False
+    ):
+        super().__init__(hidden_size, num_heads, expansion, residual_scale=residual_scale, grid_conv=grid_conv)
         self.cross_attn = CrossAttention(hidden_size, num_heads)
         self.cross_residual = Residual(hidden_size, residual_scale=residual_scale)
 
@@ -330,6 +342,8 @@ class ReadingBlock(TransformerBlock):
         self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary | None, memory: Memory | None = None
     ) -> Float[Tensor, "n hidden"]:
         assert memory is not None
+        if self.grid_conv is not None:
+            x = self.grid_conv(x, packing)
         x = self.attn_residual.after(x, self.self_attn(x, packing, rotary))
         x = self.cross_residual.after(x, self.cross_attn.read(x, rotary, memory))
         return self.mlp_residual.after(x, self.mlp(x))

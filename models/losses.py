@@ -13,6 +13,7 @@ from dataset.batches import Batch
 from dataset.grids import EOS, PAD
 from evaluators.eos_utils import compute_exact_match, counted_targets
 from models.act import RecursiveReasoner
+from models.pair_vectors import of_one_task, pair_loss
 
 Q_HALT_WEIGHT = 0.5
 
@@ -59,14 +60,14 @@ class ACTLossHead(nn.Module):
     """A model and its loss. All terms are sums over the batch; divide by the global batch size.
 
     Token loss averaged over a sample's valid tokens, + 0.5 × binary cross-entropy of q_halt against "every valid
-    token of the sample is right", + `kl_weight` × KL.
+    token of the sample is right", + `kl_weight` × KL, + in training `pair_weight` × the loss between a task's pairs.
     """
 
     def __init__(self, model: RecursiveReasoner, loss_config: LossConfig | CropLossConfig):
         super().__init__()
         self.model = model
         self.token_loss = TOKEN_LOSSES[loss_config.loss_type]
-        self.kl_weight = loss_config.kl_weight
+        self.kl_weight, self.pair_weight = loss_config.kl_weight, loss_config.pair_weight
 
     def forward(self, carry: Any, batch: Batch) -> tuple[Any, Float[Tensor, ""], dict[str, Tensor], dict[str, Tensor]]:
         """One ACT step.
@@ -81,6 +82,9 @@ class ACTLossHead(nn.Module):
             terms = self._terms_of_targets(outputs)
         else:
             terms = self.terms(outputs, carry.current_data["labels"])
+        if "pairs" in outputs:
+            data = carry.current_data
+            terms["pair_loss"] = pair_loss(outputs["pairs"], data["demo_mask"], of_one_task(data))
         loss = self.total(terms)
         with torch.no_grad():
             sums = self._sums(terms, carry, loss)
@@ -89,7 +93,8 @@ class ACTLossHead(nn.Module):
     def total(self, terms: dict[str, Float[Tensor, "*groups samples"]]) -> Float[Tensor, "*groups"]:
         """The loss of samples, summed: what is minimised."""
         loss = terms["lm_loss"].sum(-1) + Q_HALT_WEIGHT * terms["q_halt_loss"].sum(-1)
-        return loss + self.kl_weight * terms["kl_loss"].sum(-1)
+        loss = loss + self.kl_weight * terms["kl_loss"].sum(-1)
+        return loss + self.pair_weight * terms["pair_loss"].sum(-1) if "pair_loss" in terms else loss
 
     def terms(self, outputs: dict[str, Tensor], labels: Int[Tensor, "batch 900"]) -> dict[str, Float[Tensor, " batch"]]:
         """Each sample's losses and measures.
@@ -150,7 +155,7 @@ class ACTLossHead(nn.Module):
         for key, value in measures.items():
             sums[key] = (value * halted).sum()
             sums[f"inflight_{key}"] = (value * labelled).sum()
-        for key in ("lm_loss", "q_halt_loss", "kl_loss"):
+        for key in ("lm_loss", "q_halt_loss", "kl_loss", *({"pair_loss"} & terms.keys())):
             sums[key] = terms[key].detach().float().sum()
         return sums
 

@@ -47,6 +47,7 @@ class Packing:
             lengths. For the packed kernel, only where `runs` is None.
         runs: the groups for attention by view, where these are used.
         scopes: the same rows as the layers in turn attend within them (none: all do as this packing says).
+        neighbours: the rows of the cells around each cell in its grid (`models.grid_conv`; None: nothing asks).
         tasks: whose each row is, where weights are stacked; rows are sorted by it first (None: there is one task).
     """
 
@@ -60,6 +61,7 @@ class Packing:
     padded_length: int
     runs: Runs | GatheredRuns | None
     scopes: "tuple[Packing, ...]" = ()
+    neighbours: Int[Tensor, "9 n"] | None = None
     tasks: TaskRows | None = None
 
     @property

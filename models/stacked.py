@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dataset.batches import Batch
 from models.act import RecursiveReasoner
 from models.encoders.in_context import EvidenceBlocks, InContextEncoder
+from models.grid_conv import GridConv
 from models.grid_coordinates import GridCoordinates
 from models.layers import (
     CrossAttention,
@@ -87,6 +88,16 @@ class StackedSelfAttention(SelfAttention):
         return q * F.embedding(_rows_like(q).task, gain.to(q.dtype))[..., None]
 
 
+class StackedGridConv(GridConv):
+    """The convolution of packed rows, by the weights of each row's task."""
+
+    def forward(self, x: Tensor, packing: Any) -> Tensor:
+        task, rows = _rows_like(x).task, torch.cat([x, x.new_zeros(1, x.shape[1])])
+        taps = zip(self.weight.unbind(1), packing.neighbours, strict=True)
+        parts = (F.embedding(task, weight) * rows.index_select(0, index) for weight, index in taps)
+        return x + sum(parts, torch.zeros((), device=x.device)).to(x.dtype)
+
+
 class StackedReasoningLevel(ReasoningLevel):
     """The level, over the rows of the packing that it is given."""
 
@@ -103,6 +114,7 @@ STACKED: dict[type[nn.Module], type[nn.Module]] = {
     TokenEmbedding: StackedTokenEmbedding,
     LayerScale: StackedLayerScale,
     SelfAttention: StackedSelfAttention,
+    GridConv: StackedGridConv,
     ReasoningLevel: StackedReasoningLevel,
 }
 # Modules that have no weights of their own, or look them up by `models.task_rows`.

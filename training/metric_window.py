@@ -69,7 +69,8 @@ class MetricWindow:
         distributed.sum_over_ranks(values, ranks)
         sums = dict(zip(names, torch.stack(values).tolist(), strict=True))
         samples = self.steps * global_batch_size
-        metrics = {f"train/{key}": sums[key] / samples for key in ("loss", "lm_loss", "q_halt_loss", "kl_loss")}
+        losses = ("loss", "lm_loss", "q_halt_loss", "kl_loss", "pair_loss")
+        metrics = {f"train/{key}": sums[key] / samples for key in losses if key in sums}
         for prefix in ("", "inflight_"):
             count = sums[f"{prefix}count"]
             if count:

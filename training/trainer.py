@@ -23,7 +23,7 @@ from inference.evaluation import Evaluation, evaluate
 from learning.guards import NonFiniteError
 from learning.learner import Learner
 from learning.optim import learning_rate
-from models.act import EXPLORATION_KEY, exploration_draws
+from models.act import DEPTH_KEY, EXPLORATION_KEY, depth_draw, exploration_draws
 from models.losses import ACTLossHead
 from training.metric_window import MetricWindow
 from utils import distributed
@@ -115,6 +115,8 @@ class Trainer:
         slots = self.ranks.local_slots(config.global_batch_size)
         draws = exploration_draws(config.seed, self.step, config.global_batch_size, slots)
         batch = {**batch, EXPLORATION_KEY: draws.to(self.ranks.device, non_blocking=True)}
+        if config.arch.random_depth:
+            batch[DEPTH_KEY] = depth_draw(config.seed, self.step)
         result = self.learner.step(carry, batch, self.step, self.base_lr, self._flags)
         self.carry = result.carry
         self.stop_agreed, self.save_agreed = (count > 0 for count in result.flags)

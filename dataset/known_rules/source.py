@@ -1,5 +1,6 @@
 """Training batches of known-rule tasks: each sample is made from its key, which is seed, batch and slot."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -51,7 +52,7 @@ def draw_batch(
     num_slots: int,
     translation: Float64[np.ndarray, "batch examples 2"] | None = None,
 ) -> Batch:
-    """The tasks as a batch; their puzzle identifier is blank.
+    """The tasks as a batch; their puzzle identifier, below zero, is a number of their rule.
 
     Args:
         groups: `puzzle_groups` of the tasks.
@@ -63,7 +64,13 @@ def draw_batch(
     demos = np.where(slots < counts[:, None] - 1, (query - counts + 1)[:, None] + slots, -1)
     numbers = np.array(groups)
     batch = assemble(TaskGrids.of(tasks), numbers, np.zeros_like(numbers), demos, query, translation)
-    return batch | {"puzzle_identifiers": torch.zeros(len(tasks), dtype=torch.int32)}
+    return batch | {"puzzle_identifiers": torch.tensor([_number_of(task) for task in tasks], dtype=torch.int32)}
+
+
+def _number_of(task: KnownTask) -> int:
+    """-1 to -2^31, the same of the same family and rule."""
+    rule = f"{task.family} {[int(part) for part in task.rule]}"
+    return -1 - (zlib.crc32(rule.encode()) >> 1)
 
 
 class KnownRulesSource(TrainSource):

@@ -36,6 +36,9 @@ class EncoderOutput:
             cells).
         in_grid: the numbers of each context token in its grid (`models.grid_coordinates`; None: the decoder adds none).
         is_read: the tokens behind the first one are evidence that the decoder's rows read; else they evolve with them.
+        cells: 900 · grid + cell of each context token that is a cell of a demonstration's grid, -1 of others (None:
+            there is none), and `grids`, how many grids a sample has at most.
+        pairs: a vector of each demonstration pair, for `arch.loss.pair_weight` (None: there is none, or nothing asks).
         query_tokens: for each colour of the query what is added to its cells' embeddings (None: nothing).
         pair_lengths: how many tokens each pair has, which follow one another behind the first token. Where they evolve,
             every other layer of the decoder attends within a pair, and within first token and answer (None: no layer).
@@ -50,6 +53,9 @@ class EncoderOutput:
     is_read: bool = False
     pair_lengths: Int[Tensor, "batch demos"] | None = None
     query_tokens: Float[Tensor, "vocab hidden"] | None = None
+    cells: Int[Tensor, "batch tokens"] | None = None
+    grids: int = 0
+    pairs: Float[Tensor, "batch demos hidden"] | None = None
 
     @property
     def places(self) -> tuple[Tensor, Tensor | None]:
@@ -59,14 +65,14 @@ class EncoderOutput:
     def alone(self) -> "EncoderOutput":
         """The first token without the others."""
         tokens = {name: value[:, :1] for name, value in self._of_tokens().items()}
-        return replace(self, **tokens, is_read=False, pair_lengths=None)
+        return replace(self, **tokens, is_read=False, pair_lengths=None, grids=0)
 
     def of_samples(self, samples: Int[Tensor, " n"]) -> "EncoderOutput":
         """The tokens of these samples, one after another."""
         return replace(self, **{name: value[samples] for name, value in self._of_tokens().items()})
 
     def _of_tokens(self) -> dict[str, Tensor]:
-        names = ("context", "mask", "positions", "coordinates", "in_grid")
+        names = ("context", "mask", "positions", "coordinates", "in_grid", "cells")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def read_by(self, queries: Packing, memory: Packing) -> Reading:
@@ -94,7 +100,9 @@ class MovingEvidence(EncoderOutput):
 
 
 def fixed_length_output(
-    context: Float[Tensor, "batch tokens hidden"], kl_loss: Float[Tensor, " batch"] | None = None
+    context: Float[Tensor, "batch tokens hidden"],
+    kl_loss: Float[Tensor, " batch"] | None = None,
+    pairs: Float[Tensor, "batch demos hidden"] | None = None,
 ) -> EncoderOutput:
     """An `EncoderOutput` whose tokens are all valid and stand at positions 0..T-1."""
     batch, tokens = context.shape[:2]
@@ -103,6 +111,7 @@ def fixed_length_output(
         mask=torch.ones(batch, tokens, dtype=torch.bool, device=context.device),
         positions=torch.arange(tokens, device=context.device).expand(batch, tokens),
         kl_loss=context.new_zeros(batch, dtype=torch.float32) if kl_loss is None else kl_loss,
+        pairs=pairs,
     )
 
 

@@ -18,9 +18,11 @@ from dataset.batches import Demonstrations
 from dataset.grids import PAD, SEQ_LEN, VOCAB_SIZE
 from models.canvas import extents_of
 from models.encoders.base import EncoderOutput, HasDtype, forward_dtype, packs_by_view
+from models.grid_conv import with_neighbours
 from models.grid_coordinates import ABSENT, GridCoordinates, grid_coordinates
 from models.layers import TokenEmbedding, trunc_normal_
 from models.packing import Packing, pack
+from models.pair_vectors import pair_means
 from models.positions import coordinates_above_canvas, coordinates_of_cells
 from models.task_rows import in_stack, of_each_sample
 
@@ -71,6 +73,8 @@ class CellTokens(nn.Module):
         output = self._behind_the_first(context, mask, cells, shown.sum((2, 3)))
         return replace(
             output,
+            cells=torch.cat([index.new_full((len(index), 1), -1), index], dim=1),
+            grids=shown.shape[1] * shown.shape[2],
             in_grid=self._in_grid(demonstrations, cells, place // SEQ_LEN),
             query_tokens=self._as_query(table) if self.embeds_query else None,
         )
@@ -124,14 +128,18 @@ class CellTokens(nn.Module):
         )
 
 
-def evidence_packing(tokens: EncoderOutput, scope: str) -> Packing:
+def evidence_packing(tokens: EncoderOutput, scope: str, *, grid_conv: bool = False) -> Packing:
     """The packing of the cells behind the first token.
 
     Args:
         scope: what layers attend within: `all` of a task, a `pair`, or both in turn (`alternate`).
+        grid_conv: whether layers ask for a cell's neighbours.
     """
     mask = tokens.mask[:, 1:]
     packing = pack(mask, by_view=packs_by_view(mask.device, tokens.context.dtype))
+    if grid_conv:
+        assert tokens.cells is not None
+        packing = with_neighbours(packing, tokens.cells[:, 1:], tokens.grids)
     return packing.scoped(scope, tokens.pair_lengths, mask.shape[1])
 
 
@@ -144,6 +152,15 @@ def packed_cells(
     if coordinates is None or tokens.in_grid is None:
         return x
     return x + coordinates(packing.gather(tokens.in_grid[:, 1:]), x.dtype)
+
+
+def pairs_of_cells(
+    rows: Float[Tensor, "n hidden"], packing: Packing, tokens: EncoderOutput
+) -> Float[Tensor, "batch demos hidden"]:
+    """The mean of each pair's rows; `packing` is that of the cells behind the first token."""
+    assert tokens.cells is not None
+    assert tokens.pair_lengths is not None
+    return pair_means(rows, packing, tokens.cells[:, 1:], tokens.grids, tokens.pair_lengths.shape[1])
 
 
 def where_valid(

@@ -28,6 +28,6 @@ class HybridVariationalEncoder(HybridEncoder):
         self.context = ContextProjection(config.hidden_size, config)
 
     def encode(self, demonstrations: Demonstrations) -> EncoderOutput:
-        tokens = super().encode(demonstrations).context
-        latent, kl = self.latent(rms_norm(tokens.mean(1)))
-        return fixed_length_output(self.context(latent), kl)
+        found = super().encode(demonstrations)
+        latent, kl = self.latent(rms_norm(found.context.mean(1)))
+        return fixed_length_output(self.context(latent), kl, found.pairs)

@@ -12,7 +12,7 @@ from torch import nn
 from config.arch_schema import EtrmArch
 from dataset.batches import Demonstrations
 from models.encoders.base import DemoEncoder, EncoderOutput, encoder
-from models.encoders.cells import CellTokens, evidence_packing, packed_cells
+from models.encoders.cells import CellTokens, evidence_packing, packed_cells, pairs_of_cells
 from models.grid_coordinates import create_grid_coordinates
 from models.layers import TransformerBlock, rms_norm
 from models.positions import create_position_encoding, placed
@@ -57,6 +57,7 @@ class EvidenceBlocks(nn.Module):
             )
             for _ in range(config.encoder_num_layers)
         )
+        self.has_pair_vectors = config.loss.pair_weight > 0
         self.coordinates = create_grid_coordinates(config.grid_coordinates, hidden)
         self.position_encoding = create_position_encoding(config.pos_encodings, hidden, heads, config.num_positions)
 
@@ -71,4 +72,5 @@ class EvidenceBlocks(nn.Module):
         if self.is_pre_norm:
             x = rms_norm(x)
         read = packing.scatter(x, torch.zeros_like(cells))
-        return replace(tokens, context=torch.cat([tokens.context[:, :1], read], dim=1), in_grid=None)
+        pairs = pairs_of_cells(x, packing, tokens) if self.has_pair_vectors else None
+        return replace(tokens, context=torch.cat([tokens.context[:, :1], read], dim=1), in_grid=None, pairs=pairs)

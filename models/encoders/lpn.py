@@ -67,7 +67,7 @@ class LpnEncoder(DemoEncoder):
 
     def encode(self, demonstrations: Demonstrations) -> EncoderOutput:
         pairs = self.grid_encoder(demonstrations)
-        return fixed_length_output(self.context(masked_mean(pairs, demonstrations.mask)))
+        return fixed_length_output(self.context(masked_mean(pairs, demonstrations.mask)), pairs=pairs)
 
 
 @encoder("lpn_variational")
@@ -81,6 +81,7 @@ class LpnVariationalEncoder(DemoEncoder):
         self.context = ContextProjection(config.lpn_latent_dim, config)
 
     def encode(self, demonstrations: Demonstrations) -> EncoderOutput:
-        latent, kl = self.latent(self.grid_encoder(demonstrations))
+        pairs = self.grid_encoder(demonstrations)
+        latent, kl = self.latent(pairs)
         mean_kl = masked_mean(kl[..., None], demonstrations.mask).squeeze(-1)
-        return fixed_length_output(self.context(masked_mean(latent, demonstrations.mask)), mean_kl)
+        return fixed_length_output(self.context(masked_mean(latent, demonstrations.mask)), mean_kl, pairs)

@@ -51,7 +51,7 @@ class InContextRecurrentEncoder(CellTokens):
         self.embed_cells(config)
         hidden, heads = config.hidden_size, config.num_heads
         self.L_enc = nn.ModuleList(
-            ReadingBlock(hidden, heads, config.expansion, config.encoder_residual_scale)
+            ReadingBlock(hidden, heads, config.expansion, config.encoder_residual_scale, config.grid_conv)
             for _ in range(config.encoder_l_layers)
         )
         self.position_encoding = create_position_encoding(config.pos_encodings, hidden, heads, config.num_positions)
@@ -84,7 +84,7 @@ class CellLatent:
 
     def __init__(self, encoder: InContextRecurrentEncoder, carry: InContextEncoderCarry, tokens: EncoderOutput):
         self.encoder, config = encoder, encoder.config
-        self.packing = packing = evidence_packing(tokens, config.context_attention)
+        self.packing = packing = evidence_packing(tokens, config.context_attention, grid_conv=config.grid_conv)
         encoding = encoder.position_encoding
         places = packing.gather(encoding.of_tokens(*tokens.places)[:, 1:])
         self.x, self.rotary = placed(encoding, packed_cells(tokens, packing, encoder.coordinates), places)

@@ -45,4 +45,5 @@ class StandardDemoEncoder(DemoEncoder):
         self.set_encoder = DemoSetEncoder(config)
 
     def encode(self, demonstrations: Demonstrations) -> EncoderOutput:
-        return fixed_length_output(self.set_encoder(self.grid_encoder(demonstrations), demonstrations.mask))
+        pairs = self.grid_encoder(demonstrations)
+        return fixed_length_output(self.set_encoder(pairs, demonstrations.mask), pairs=pairs)

@@ -5,7 +5,9 @@ Two latents, z_H (the answer) and z_L (the reasoning), are refined by one small 
 have any length, which may differ from sample to sample (`models/recursive_reasoning/carry.py`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +20,7 @@ from dataset.batches import Batch
 from dataset.grids import PAD, SEQ_LEN, VOCAB_SIZE
 from models.canvas import extents_of
 from models.encoders.base import EncoderOutput, MovingEvidence, fixed_length_output, forward_dtype, packs_by_view
+from models.grid_conv import with_neighbours
 from models.grid_coordinates import ABSENT, create_grid_coordinates, grid_coordinates
 from models.layers import (
     Linear,
@@ -30,6 +33,7 @@ from models.layers import (
 )
 from models.memory import Memory, Reading
 from models.packing import Packing, pack
+from models.pair_vectors import pair_means
 from models.positions import create_position_encoding, placed
 from models.recursive_reasoning.carry import InnerCarry, RaggedInnerCarry, TRMEncoderInnerCarry
 from models.task_rows import in_stack
@@ -66,6 +70,8 @@ class DecoderConfig(Protocol):
     def grad_cycles(self) -> int: ...
     @property
     def qk_norm_gain(self) -> bool: ...
+    @property
+    def grid_conv(self) -> bool: ...
 
 
 class ReasoningLevel(nn.Module):
@@ -78,7 +84,10 @@ class ReasoningLevel(nn.Module):
             blocks = [MixerBlock(config.hidden_size, length, config.expansion) for _ in range(config.L_layers)]
         else:
             sizes = (config.hidden_size, config.num_heads, config.expansion)
-            blocks = [TransformerBlock(*sizes, qk_gain=config.qk_norm_gain) for _ in range(config.L_layers)]
+            blocks = [
+                TransformerBlock(*sizes, qk_gain=config.qk_norm_gain, grid_conv=config.grid_conv)
+                for _ in range(config.L_layers)
+            ]
         self.layers = nn.ModuleList(blocks)
 
     def forward(
@@ -125,7 +134,7 @@ class RecursiveDecoder(nn.Module):
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
-        self.config = config
+        self.config, self.h_cycles = config, config.H_cycles
         hidden, num_slots = config.hidden_size, config.puzzle_emb_len + SEQ_LEN
         self.dtype = forward_dtype(config)
         self.embed_tokens = TokenEmbedding(VOCAB_SIZE, hidden)
@@ -135,6 +144,15 @@ class RecursiveDecoder(nn.Module):
         self.position_encoding = create_position_encoding(config.pos_encodings, hidden, config.num_heads, num_slots)
         self.register_buffer("H_init", trunc_normal_(torch.empty(hidden), 1.0))
         self.register_buffer("L_init", trunc_normal_(torch.empty(hidden), 1.0))
+
+    @contextmanager
+    def at_depth(self, h_cycles: int) -> Iterator[None]:
+        """Inside the block a step has so many H cycles; else as many as the config says."""
+        self.h_cycles = h_cycles
+        try:
+            yield
+        finally:
+            self.h_cycles = self.config.H_cycles
 
     def _initial_latents(self, device: torch.device | None = None) -> tuple[Float[Tensor, " hidden"], ...]:
         return tuple(init.to(device or init.device, self.dtype) for init in (self.H_init, self.L_init))
@@ -165,7 +183,7 @@ class RecursiveDecoder(nn.Module):
         read_memory: Callable[[Tensor], Tensor] | None = None,
         memories_at: Callable[[Tensor], Sequence[Memory]] | None = None,
     ) -> tuple[Float[Tensor, "n hidden"], Float[Tensor, "n hidden"]]:
-        """`H_cycles` times: `L_cycles` times z_L = L_level(z_L, z_H + x), then z_H = L_level(z_H, z_L).
+        """`h_cycles` times: `L_cycles` times z_L = L_level(z_L, z_H + x), then z_H = L_level(z_H, z_L).
 
         Only the last `grad_cycles` have a gradient. z_H takes z_L through `read_memory`, where there is one.
 
@@ -173,8 +191,8 @@ class RecursiveDecoder(nn.Module):
             memories_at: what the level reads in a cycle, given the z_H at its start.
         """
         with weights_cast_once(self.L_level, self.dtype):
-            for cycle in range(self.config.H_cycles):
-                has_gradient = cycle >= self.config.H_cycles - self.config.grad_cycles
+            for cycle in range(self.h_cycles):
+                has_gradient = cycle >= self.h_cycles - self.config.grad_cycles
                 with torch.set_grad_enabled(torch.is_grad_enabled() and has_gradient):
                     memories = None if memories_at is None else memories_at(z_H)
                     injection = z_H + x
@@ -195,6 +213,30 @@ class RecursiveDecoder(nn.Module):
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         q_halt, q_continue = self.q_head(features.to(self.q_head.weight.dtype)).unbind(-1)
         return q_halt, q_continue
+
+
+@dataclass(frozen=True)
+class Reasoned:
+    """What an ACT step comes to: the detached new carry, logits, halt and continue logits; and z_H's rows, attached."""
+
+    carry: InnerCarry
+    logits: Float[Tensor, "batch 900 vocab"]
+    halting: tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]
+    z_H: Float[Tensor, "n hidden"]
+    packing: Packing
+    context: EncoderOutput
+
+    def pairs(self, demos: int) -> Float[Tensor, "batch demos hidden"]:
+        """The mean z_H of each demonstration pair's cells.
+
+        Raises:
+            ValueError: an encoder that gives neither vectors of pairs nor their cells.
+        """
+        if self.context.cells is None:
+            raise ValueError("arch.loss.pair_weight needs `pairs`, or `cells`, in the EncoderOutput of the encoder")
+        cells = _cells_of_grids(self.context)
+        of_pairs = torch.where(cells < self.context.grids * SEQ_LEN, cells, -1)
+        return pair_means(self.z_H, self.packing, of_pairs, self.context.grids, demos)
 
 
 class TRMEncoderInner(RecursiveDecoder):
@@ -228,6 +270,17 @@ class TRMEncoderInner(RecursiveDecoder):
         Raises:
             ValueError: `mlp_t`, which mixes positions, with another number of context tokens than its own.
         """
+        found = self.reason(carry, batch, context, active)
+        return found.carry, found.logits, found.halting
+
+    def reason(
+        self,
+        carry: InnerCarry,
+        batch: Batch,
+        context: EncoderOutput | Float[Tensor, "batch tokens hidden"],
+        active: Bool[Tensor, "batch 900"] | None = None,
+    ) -> Reasoned:
+        """One ACT step, as `forward`."""
         if isinstance(context, Tensor):
             context = fixed_length_output(context)
         tokens = batch["inputs"].int()
@@ -242,11 +295,14 @@ class TRMEncoderInner(RecursiveDecoder):
         memories_at = self._reader(evidence, packing, rotary) if evidence.is_read else None
         z_H, z_L = self._reason(*carry.rows(packing), x, packing, rotary, memories_at=memories_at)
         logits = self._logits(z_H, packing)[:, context.context.shape[1] :]
-        return carry.updated(z_H, z_L, packing), logits, self._halting(z_H[first_token])
+        halting = self._halting(z_H[first_token])
+        return Reasoned(carry.updated(z_H, z_L, packing), logits, halting, z_H, packing, context)
 
     def _packed(self, context: EncoderOutput, active: Bool[Tensor, "batch 900"]) -> tuple[Packing, Tensor]:
         """The packing of context and active cells, and the row of each sample's first token."""
         packing = pack(torch.cat([context.mask, active], dim=1), by_view=packs_by_view(active.device, self.dtype))
+        if self.config.grid_conv:
+            packing = with_neighbours(packing, _cells_of_grids(context), context.grids + 1)
         if context.pair_lengths is None:
             return packing, packing.first_row
         parts = torch.cat([context.pair_lengths, 1 + active.sum(1, keepdim=True)], dim=1)
@@ -314,3 +370,10 @@ class TRMEncoderInner(RecursiveDecoder):
         if of_context is None:
             of_context = cells.new_full((*context.positions.shape, 4), ABSENT)
         return torch.cat([of_context, grid_coordinates(cells, first, end)], dim=1)
+
+
+def _cells_of_grids(context: EncoderOutput) -> Int[Tensor, "batch slots"]:
+    """900 · grid + cell of context tokens and canvas, which is the last grid; -1 of tokens that are no cells."""
+    of_context = torch.full_like(context.positions, -1) if context.cells is None else context.cells
+    canvas = context.grids * SEQ_LEN + torch.arange(SEQ_LEN, device=of_context.device)
+    return torch.cat([of_context, canvas.expand(len(of_context), -1)], dim=1)

@@ -82,4 +82,5 @@ class TRMWithRecurrentEncoder(RecursiveReasoner):
             context = self.encoder.context_norm(context.float()).to(context.dtype)
         detached = replace(after, **{f.name: getattr(after, f.name).detach() for f in fields(after)})
         diagnostics = carry_change(before.get_context(), after.get_context())
-        return fixed_length_output(context), {"encoder_carry": detached}, diagnostics
+        pairs = encoding.pairs if isinstance(encoding, PairEncoding) else None
+        return fixed_length_output(context, pairs=pairs), {"encoder_carry": detached}, diagnostics

@@ -1,5 +1,6 @@
 """ETRMTRM, variant C: the cells of demonstrations and answer reason in one recursion, with networks of their own."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from dataset.batches import Batch
 from models.act import Thought
 from models.encoders.base import EncoderOutput, MovingEvidence
+from models.encoders.cells import pairs_of_cells
 from models.encoders.recurrent_in_context import CellLatent
 from models.layers import weights_cast_once
 from models.recursive_reasoning.etrmtrm import TRMWithRecurrentEncoder, change_measures
@@ -27,7 +29,10 @@ class TRMWithJointEncoder(TRMWithRecurrentEncoder):
             inner_carry, logits, halting = self.decode(inner_carry, data, moving(encoding, latent), active)
         norms = (latent.packing.norms(rows.detach()) for rows in (latent.start, latent.z_e, latent.z_e - latent.start))
         changed = {"inner_carry": inner_carry, "encoder_carry": latent.carry()}
-        return Thought(shown(encoding, latent), logits, halting, changed, change_measures(*norms))
+        context = shown(encoding, latent)
+        if self.config.loss.pair_weight:
+            context = replace(context, pairs=pairs_of_cells(latent.shown, latent.packing, encoding))
+        return Thought(context, logits, halting, changed, change_measures(*norms))
 
 
 def moving(tokens: EncoderOutput, latent: CellLatent) -> MovingEvidence:

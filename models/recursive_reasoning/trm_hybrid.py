@@ -15,8 +15,10 @@ from torch import Tensor
 
 from config.arch_schema import HybridArch
 from dataset.batches import Batch
+from dataset.grids import SEQ_LEN
 from models.act import StaticContextReasoner
 from models.encoders.base import EncoderOutput, packs_by_view
+from models.grid_conv import with_neighbours
 from models.layers import CrossBlock, Linear, rms_norm
 from models.packing import Packing, pack
 from models.positions import placed
@@ -56,6 +58,8 @@ class HybridTRMConfig:
     num_act_steps: int = 4
     grad_cycles: int = 1
     qk_norm_gain: bool = False
+    grid_conv: bool = False
+    random_depth: bool = False
     conditioning: Literal["z_init", "cross_attention"] = "z_init"
 
     @classmethod
@@ -123,6 +127,8 @@ class HybridTRM_Inner(RecursiveDecoder):
         if active is None:
             active = torch.ones_like(tokens, dtype=torch.bool)
         packing = pack(active, by_view=packs_by_view(tokens.device, self.dtype))
+        if self.config.grid_conv:
+            packing = with_neighbours(packing, torch.arange(SEQ_LEN, device=tokens.device).expand_as(tokens), 1)
         places = self.position_encoding.of_cells(packing.positions, 0)
         x, rotary = placed(self.position_encoding, self._input_embeddings(z_init, tokens, packing), places)
         read_memory = self._memory_reader(memory, memory_mask, packing)

@@ -470,7 +470,8 @@ def test_weights_alone_are_a_checkpoint_that_can_be_read_and_not_gone_on_with(
 def test_tensors_of_options_are_known_and_are_not_exported_to_the_published_layout(
     make_model: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, _ = make_model("arch.grid_coordinates=both", "arch.qk_norm_gain=true", "arch.pos_encodings=learned")
+    options = ("arch.grid_coordinates=both", "arch.qk_norm_gain=true", "arch.grid_conv=true")
+    model, _ = make_model(*options, "arch.pos_encodings=learned")
     torch.save({f"inner.{name}": value for name, value in model.inner.state_dict().items()}, "own.pt")
     main(["inspect", "own.pt"])
     assert "decoder parameters" in capsys.readouterr().out

@@ -172,6 +172,7 @@ def test_a_deleted_key_is_missing() -> None:
         ),
         (["arch.query_as_context=true"], "arch.query_as_context"),
         (["arch.mlp_t=true", "arch.canvas=full", "arch.qk_norm_gain=true"], "arch.qk_norm_gain"),
+        (["arch.mlp_t=true", "arch.canvas=full", "arch.grid_conv=true"], "arch.grid_conv"),
         (["hydra.run.dir=elsewhere"], "hydra.run.dir"),
     ],
 )

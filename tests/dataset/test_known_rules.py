@@ -249,7 +249,15 @@ def test_empty_slots_are_padding() -> None:
     assert batch["demo_mask"].tolist() == [[True] * 2 + [False] * 3, [True] * 4 + [False]]
     assert not batch["demo_inputs"][~batch["demo_mask"]].any()
     assert not batch["demo_labels"][~batch["demo_mask"]].any()
-    assert (batch["puzzle_identifiers"].tolist(), batch["puzzle_groups"].tolist()) == ([0, 0], [6, 7])
+    assert batch["puzzle_groups"].tolist() == [6, 7]
+
+
+def test_the_identifier_is_below_zero_and_tells_rules_apart() -> None:
+    drawn = list(tasks(replace(ALL, families=("swap", "recolor"), demos=(2, 2)), "train", 60))
+    identifiers = draw_batch(drawn, [0] * len(drawn), 2)["puzzle_identifiers"].tolist()
+    assert max(identifiers) < 0
+    rules = [(task.family, task.rule) for task in drawn]
+    assert len(set(identifiers)) == len(set(rules)) == len(set(zip(rules, identifiers, strict=True))) < len(rules)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,10 @@ BASE = ("arch.encoder_type=in_context", "arch.H_cycles=2", "arch.L_cycles=1", "a
 OPTIONS = AdaptOptions(votes=4, views=4, agreement_views=2, warmup_updates=2, lr=3e-3)
 SYSTEMS = [
     pytest.param(("arch.context_attention=all",), id="all"),
-    pytest.param(("arch.context_attention=alternate", "arch.L_layers=2", "arch.qk_norm_gain=true"), id="alternate"),
+    pytest.param(
+        ("arch.context_attention=alternate", "arch.L_layers=2", "arch.qk_norm_gain=true", "arch.grid_conv=true"),
+        id="alternate",
+    ),
     pytest.param(("arch.grid_coordinates=both", "arch.pos_encodings=rope2d", "arch.query_as_context=true"), id="grid"),
     pytest.param(("arch.pos_encodings=learned", "arch.context_tokens=one"), id="learned places, one token"),
     pytest.param(
@@ -60,6 +63,9 @@ def double(shrunk_config: Load, store: PuzzleStore) -> Callable[..., tuple[Recur
             if hasattr(module, "dtype"):
                 module.dtype = torch.float64
         torch.nn.init.normal_(model.inner.q_head.weight)
+        for name, parameter in model.named_parameters():
+            if ".grid_conv." in name:
+                torch.nn.init.normal_(parameter, std=0.2)
         return model.eval(), config
 
     return create
@@ -180,6 +186,9 @@ def test_what_cannot_be_stacked_is_refused(double: Any) -> None:
     model, config = double()
     with pytest.raises(AdaptError, match="share the clock"):
         next(adapt_stacked(model, config, enumerate(TASKS), OPTIONS, Budget(seconds=5), size=2))
+    drawn = config.model_copy(update={"arch": config.arch.model_copy(update={"random_depth": True})})
+    with pytest.raises(AdaptError, match="random_depth=true draws"):
+        next(adapt_stacked(model, drawn, enumerate(TASKS), OPTIONS, Budget(updates=5), size=2))
     votes = OPTIONS.model_copy(update={"control": "votes"})
     with pytest.raises(AdaptError, match="votes"):
         next(adapt_stacked(model, config, enumerate(TASKS), votes, Budget(updates=5), size=2))

@@ -17,6 +17,7 @@ from config.schema import TrainConfig
 from dataset.fewshot_puzzle_dataset import Batch
 from dataset.store import PuzzleStore
 from models import create_model
+from models.encoders.base import fixed_length_output
 from models.layers import TransformerBlock
 from models.losses import create_loss_head
 from models.machine import best_dtype, compile_blocks, wants_compiling
@@ -42,11 +43,13 @@ MODELS = [
     pytest.param(ETRM, ("arch.encoder_type=lpn_variational",), 2, id="lpn_variational"),
     pytest.param(ETRM, ("arch.encoder_type=in_context", "arch.grid_coordinates=both"), 2, id="in_context"),
     pytest.param(ETRM, ALTERNATE, 2, id="in_context, alternating"),
+    pytest.param(ETRM, (*ALTERNATE, "arch.grid_conv=true"), 2, id="in_context, convolving"),
     pytest.param(ETRM, READ, 4, id="in_context, read"),
     pytest.param(ETRM, ALL_PAIRS, 6, id="in_context, all pairs"),
     pytest.param(ETRMTRM, ("arch.recurrent_encoder_type=recurrent_standard",), 3, id="A"),
     pytest.param(ETRMTRM, ("arch.recurrent_encoder_type=trm_style",), 2, id="B"),
     pytest.param(ETRMTRM, ("arch.recurrent_encoder_type=in_context",), 3, id="C"),
+    pytest.param(ETRMTRM, ("arch.recurrent_encoder_type=in_context", "arch.grid_conv=true"), 3, id="C, convolving"),
     pytest.param(HYBRID, (f"arch.text_hidden_size={TEXT_WIDTH}",), 1, id="hybrid"),
 ]
 
@@ -112,16 +115,19 @@ def test_asking_for_a_value_is_noticed() -> None:
 def compiled_packing(store: PuzzleStore, number: int, inner: Any) -> tuple[Packing, Tensor, Any]:
     batch = small_batch(store, 6, number=number)
     active = inner.active_cells(batch)
-    mask = torch.cat([torch.ones(6, 16, dtype=torch.bool), active], dim=1)
-    packing = pack(mask, by_view=True)
+    packing, _ = inner.inner._packed(fixed_length_output(torch.zeros(6, 16, 32)), active)
     x = torch.randn(len(packing.rows), 32)
     return packing, x, inner.inner.position_encoding.rotary(packing.positions)
 
 
-def test_the_recursion_compiles_as_one_graph_and_never_again(shrunk_config: Load, store: PuzzleStore) -> None:
+@pytest.mark.parametrize("overrides", [(), ("arch.grid_conv=true",)])
+def test_the_recursion_compiles_as_one_graph_and_never_again(
+    shrunk_config: Load, store: PuzzleStore, overrides: tuple[str, ...]
+) -> None:
     """All H and L cycles, over batches of other lengths and other groups."""
-    model = create_model(shrunk_config().arch, store.metadata)
+    model = create_model(shrunk_config(*overrides).arch, store.metadata)
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     reason = torch.compile(model.inner._reason, backend="aot_eager", fullgraph=True, dynamic=True)
     graphs = []
     for number in range(4):
@@ -135,11 +141,13 @@ def test_the_recursion_compiles_as_one_graph_and_never_again(shrunk_config: Load
     assert graphs == [1] * 4
 
 
-@pytest.mark.parametrize("name", [TRM, ETRM, ETRMTRM])
+@pytest.mark.parametrize(
+    ("name", "overrides"), [(TRM, ()), (ETRM, ()), (ETRMTRM, ()), (ETRM, ("arch.grid_conv=true",))]
+)
 def test_compiled_blocks_train_as_plain_ones_and_compile_no_further(
-    shrunk_config: Load, store: PuzzleStore, name: str
+    shrunk_config: Load, store: PuzzleStore, name: str, overrides: tuple[str, ...]
 ) -> None:
-    config = shrunk_config(config_name=name)
+    config = shrunk_config(*overrides, config_name=name)
     plain = create_model(config.arch, store.metadata)
     compiled = create_model(config.arch, store.metadata)
     compiled.load_state_dict(plain.state_dict())
