@@ -7,12 +7,13 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+import models.encoders.cells
 import models.encoders.grid
 import models.recursive_reasoning.decoder
 from models.packing import Packing
 from models.segments import Runs
 
-MODULES = (models.encoders.grid, models.recursive_reasoning.decoder)
+MODULES = (models.encoders.cells, models.encoders.grid, models.recursive_reasoning.decoder)
 
 
 def pad(mask: Bool[Tensor, "s l"], *, by_view: bool) -> Packing:

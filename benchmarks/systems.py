@@ -20,12 +20,21 @@ from models.losses import create_loss_head
 from models.machine import compile_blocks
 
 CPU = torch.device("cpu")
+DATA = "data/arc1-encoder-aug-1000"
 SIZE = ("arch.hidden_size=128", "arch.num_heads=4", "arch.H_cycles=3", "arch.L_cycles=6", "arch.halt_max_steps=16")
 SYSTEMS = {
     "TRM": ("cfg_pretrain_trm_arc_agi_1", ()),
     "ETRM": ("cfg_pretrain_etrm_arc_agi_1", ()),
     "ETRMTRM A": ("cfg_pretrain_etrmtrm_arc_agi_1", ("arch.recurrent_encoder_type=recurrent_standard",)),
     "ETRMTRM B": ("cfg_pretrain_etrmtrm_arc_agi_1", ("arch.recurrent_encoder_type=trm_style",)),
+    "ETRMTRM C": (
+        "cfg_pretrain_etrmtrm_arc_agi_1",
+        ("arch.recurrent_encoder_type=in_context", "arch.grid_coordinates=both"),
+    ),
+    "in_context read": (
+        "cfg_pretrain_etrm_arc_agi_1",
+        ("arch.encoder_type=in_context", "arch.context_mode=read", "arch.grid_coordinates=both"),
+    ),
     "in_context": ("cfg_pretrain_etrm_arc_agi_1", ("arch.encoder_type=in_context", "arch.grid_coordinates=both")),
 }
 
