@@ -6,7 +6,7 @@ DATA := data/arc1-encoder-aug-1000
 # With another Python (`make bench-gpu PY=python3`) its packages are taken as they are.
 READY := $(if $(filter $(VENV)/bin/python,$(PY)),$(VENV)/.installed)
 
-.PHONY: rearc demo test test-browser test-torture check check-gpu bench bench-check bench-gpu torture setup
+.PHONY: rearc demo test test-browser test-torture check check-gpu bench bench-check bench-cells bench-gpu torture setup
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -85,6 +85,10 @@ bench: $(VENV)/.installed $(DATA)/metadata.json
 
 bench-check: $(VENV)/.installed $(DATA)/metadata.json
 	$(PY) -m benchmarks.bench --check
+
+# Training steps of the systems that keep the demonstrations' cells, against ETRM's.
+bench-cells: $(VENV)/.installed $(DATA)/metadata.json
+	$(PY) -m benchmarks.cells
 
 # On one CUDA device, in under four minutes; elsewhere one line says that there is none.
 bench-gpu: $(READY)
