@@ -43,6 +43,7 @@ class System:
     """A model with random weights and one batch; every variant of a system has the same of both.
 
     Args:
+        graphs: compiled, with the decoder's blocks replayed as CUDA graphs.
         padded: compute every position of every sequence (`benchmarks/padded.py`) on the full canvas.
         samples: of the batch, the first so many.
         size: overrides that set the sizes of all systems.
@@ -56,6 +57,7 @@ class System:
         dtype: str = "float32",
         canvas: str = "task",
         compiled: bool = False,
+        graphs: bool = False,
         padded: bool = False,
         batch_size: int = 16,
         samples: int | None = None,
@@ -74,8 +76,8 @@ class System:
         self.batch = self.batch_of(0)
         torch.manual_seed(0)
         self.model = create_model(self.config, store.metadata).to(device)
-        if compiled:
-            compile_blocks(self.model)
+        if compiled or graphs:
+            compile_blocks(self.model, graphs=graphs)
         self.head = create_loss_head(self.config, self.model)
         self.take(self.batch)
 

@@ -122,6 +122,8 @@ class RecursiveDecoder(nn.Module):
     H_init: Tensor
     L_init: Tensor
     carry_type: type[TRMEncoderInnerCarry] = TRMEncoderInnerCarry
+    # The blocks are replayed as CUDA graphs, one for each number of rows: these are rounded up to one of few.
+    replays_graphs = False
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -230,6 +232,8 @@ class TRMEncoderInner(RecursiveDecoder):
         """
         if isinstance(context, Tensor):
             context = fixed_length_output(context)
+        if self.replays_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # what earlier steps left in the graphs' memory is free
         tokens = batch["inputs"].int()
         if active is None:
             active = torch.ones_like(tokens, dtype=torch.bool)
@@ -246,7 +250,8 @@ class TRMEncoderInner(RecursiveDecoder):
 
     def _packed(self, context: EncoderOutput, active: Bool[Tensor, "batch 900"]) -> tuple[Packing, Tensor]:
         """The packing of context and active cells, and the row of each sample's first token."""
-        packing = pack(torch.cat([context.mask, active], dim=1), by_view=packs_by_view(active.device, self.dtype))
+        mask, by_view = torch.cat([context.mask, active], dim=1), packs_by_view(active.device, self.dtype)
+        packing = pack(mask, by_view=by_view, rounded=self.replays_graphs)
         if context.pair_lengths is None:
             return packing, packing.first_row
         parts = torch.cat([context.pair_lengths, 1 + active.sum(1, keepdim=True)], dim=1)
