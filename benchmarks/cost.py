@@ -39,6 +39,7 @@ FULL_RUNS = {
     "ETRMTRM A": ("cfg_pretrain_etrmtrm_arc_agi_1", ()),
     "ETRMTRM B": ("cfg_pretrain_etrmtrm_arc_agi_1", ("arch.recurrent_encoder_type=trm_style",)),
     "ETRMTRM C": ("cfg_pretrain_etrmtrm_arc_agi_1", ("arch.recurrent_encoder_type=in_context",)),
+    "in_context read": ("cfg_pretrain_etrm_arc_agi_1", ("arch.encoder_type=in_context", "arch.context_mode=read")),
     "in_context": ("cfg_pretrain_etrm_arc_agi_1", ("arch.encoder_type=in_context",)),
     "TRM hybrid": ("cfg_pretrain_trm_hybrid", ()),
 }
@@ -178,7 +179,7 @@ def projected(config: TrainConfig, devices: int) -> Cost:
         source = create_train_source(config, store, ALONE)
         queries = create_eval_data(config, store, ALONE, "test", config.max_eval_augmentations)
     except DatasetError as error:
-        raise Unknown(str(error)) from error
+        raise Unknown(f"{str(error).partition(';')[0]}; build it, or name another with --data") from error
     samples = len(source) * config.arch.steps_per_batch * config.global_batch_size
     evaluations = -(-source.epoch_of(len(source)) // config.eval_interval)
     asked = evaluations * len(queries.query_row)
