@@ -352,8 +352,8 @@ def no_graphs(arch: AnyArch) -> str | None:
 
     These are recorded for each number of rows, of which there are few only where the decoder packs its own rows alone.
     """
-    if arch.forward_dtype == "float32":
-        return "arch.forward_dtype=float32 packs no such rows: it needs arch.forward_dtype=bfloat16"
+    if arch.forward_dtype != "bfloat16":
+        return f"arch.forward_dtype={arch.forward_dtype} need not pack such rows: write arch.forward_dtype=bfloat16"
     if arch.mlp_t:
         return "arch.mlp_t=true needs whole sequences"
     if isinstance(arch, HybridArch):

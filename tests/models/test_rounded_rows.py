@@ -1,6 +1,7 @@
 """Tight rows rounded up to few numbers, for kernels that are recorded by their sizes: no result depends on it."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from models.machine import compile_blocks, wants_compiling
 from models.packing import QUERIES_A_BLOCK, Packing, pack, rounded_up
 from tests.conftest import small_batch
 from tests.models.test_cuda_ready import CountedSizes
+from training.setup import create_trainer
+from utils.distributed import Ranks
 
 Load = Callable[..., TrainConfig]
 TRM, ETRM, ETRMTRM = (f"cfg_pretrain_{name}_arc_agi_1" for name in ("trm", "etrm", "etrmtrm"))
@@ -148,10 +151,20 @@ def test_without_cuda_graphs_are_refused() -> None:
     assert wants_compiling("graphs", torch.device("cuda"))
 
 
+def test_a_run_on_the_cpu_is_refused_graphs_before_it_has_a_folder(
+    shrunk_config: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="compile=graphs"):
+        create_trainer(shrunk_config("compile=graphs", HALF), Ranks(0, 1, torch.device("cpu")))
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize(
     ("name", "overrides", "why"),
     [
         (ETRM, ("arch.forward_dtype=float32",), "arch.forward_dtype=float32"),
+        (ETRM, ("arch.forward_dtype=auto",), "arch.forward_dtype=auto"),
         (ETRM, (HALF, IN_CONTEXT, READ), "arch.context_mode=read"),
         (ETRMTRM, (HALF, "arch.recurrent_encoder_type=in_context"), "arch.recurrent_encoder_type=in_context"),
         (TRM, (HALF, "arch.mlp_t=true", "arch.canvas=full"), "arch.mlp_t=true"),
