@@ -10,7 +10,7 @@ EXAM := dataset/puzzle_lists/arc_agi_1_evaluation_10x10.txt
 REPRODUCED ?= runs/base/exam-$(SEED)
 READY := $(if $(filter $(VENV)/bin/python,$(PY)),$(VENV)/.installed)
 
-.PHONY: rearc demo reproduce-base reproduce-arc test test-browser test-torture check check-gpu bench bench-check bench-gpu torture setup
+.PHONY: rearc demo reproduce-base reproduce-arc test test-browser test-torture check check-gpu bench bench-check bench-cells bench-gpu torture setup
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -114,6 +114,10 @@ bench: $(VENV)/.installed $(DATA)/metadata.json
 
 bench-check: $(VENV)/.installed $(DATA)/metadata.json
 	$(PY) -m benchmarks.bench --check
+
+# Training steps of the systems that keep the demonstrations' cells, against ETRM's.
+bench-cells: $(VENV)/.installed $(DATA)/metadata.json
+	$(PY) -m benchmarks.cells
 
 # On one CUDA device, in under four minutes; elsewhere one line says that there is none.
 bench-gpu: $(READY)

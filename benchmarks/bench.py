@@ -19,11 +19,10 @@ import torch
 
 from benchmarks.measure import Peaks, Ratio, in_turn, seconds
 from benchmarks.pages import Row, table, write_between
-from benchmarks.systems import SYSTEMS, System
+from benchmarks.systems import DATA, SYSTEMS, System
 from dataset.build_arc_dataset import build_dataset
 from dataset.store import PuzzleStore, load_store
 
-DATA = "data/arc1-encoder-aug-1000"
 REFERENCE = Path(__file__).with_name("reference.json")
 FALL_ALLOWED = 0.25
 BATCH = 16

@@ -13,9 +13,8 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.bench import DATA
 from benchmarks.pages import table
-from benchmarks.systems import System
+from benchmarks.systems import DATA, System
 from dataset.store import load_store
 
 LONGEST = 12
@@ -90,6 +89,8 @@ def main() -> None:
         "TRM, float32": System("TRM", store),
         "ETRM, float32": System("ETRM", store),
         "ETRM, bfloat16": System("ETRM", store, dtype="bfloat16"),
+        "ETRMTRM C, float32": System("ETRMTRM C", store),
+        "in_context read, float32": System("in_context read", store),
     }
     found = {name: shares(system) for name, system in forms.items()}
     rows = [(group, *(f"{100 * found[name][group]:.0f} %" for name in forms)) for group in [*GROUPS, REST]]

@@ -1,8 +1,9 @@
 """`make bench-gpu`: every system at full size on one CUDA device, in under four minutes.
 
-Training steps (forward and backward pass of one ACT step) and votes, eager and compiled; their share of the rate of
-large products, which is measured in the same run; where the time goes by kernel; what torch offers for attention. The
-table goes into docs/performance.md, between its marks. Without CUDA nothing is measured, and one line says so.
+Training steps (forward and backward pass of one ACT step) and votes: eager, compiled, and compiled with the decoder's
+blocks as CUDA graphs; their share of the rate of large products, which is measured in the same run; where the time goes
+by kernel; what torch offers for attention. The table goes into docs/performance.md, between its marks. Without CUDA
+nothing is measured, and one line says so.
 """
 
 import argparse
@@ -40,6 +41,8 @@ TRAINING_HEAD = (
 )
 VOTE_HEAD = ("one vote", "form", "queries", "s", "useful TFLOP/s", "of the rate of products", "peak GiB")
 NOT_MEASURED = "not measured"
+# Whose decoder reads no rows besides its own (`compile=graphs`).
+WITH_GRAPHS = tuple(name for name in SYSTEMS if name not in ("in_context read", "ETRMTRM C"))
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,9 @@ class Plan:
     dtype: str = "bfloat16"
     batch: int = 256
     in_context_batch: int = 128
-    warm: dict[str, int] = field(default_factory=lambda: {"eager": 2, "compiled": 10})
+    warm: dict[str, int] = field(default_factory=lambda: {"eager": 2, "compiled": 10, "graphs": 20})
     timed: int = 5
-    forms: tuple[str, ...] = ("compiled", "eager")
+    forms: tuple[str, ...] = ("compiled", "eager", "graphs")
     side: int = 8192
     seconds: float = 200.0
 
@@ -71,6 +74,7 @@ class Plan:
             dtype=self.dtype,
             batch_size=self.batch_of(name),
             compiled=form == "compiled",
+            graphs=form == "graphs",
             device=self.device,
         )
 
@@ -108,12 +112,14 @@ def cells_of_vote(found: Vote, rate: float) -> Row:
     return number(found.seconds, 2), number(found.operations / 1e12), share, number(found.peak)
 
 
-def unless_out_of_memory(cells: Callable[[], Row], count: int) -> Row:
-    """The cells, or what is to be said instead."""
+def unless_it_fails(cells: Callable[[], Row], count: int) -> Row:
+    """The cells, or what is to be said instead: one system or form that fails leaves the others' rows as they are."""
     try:
         return cells()
     except torch.OutOfMemoryError:
         return ("out of memory", *[""] * (count - 1))
+    except RuntimeError as error:
+        return (f"failed: {str(error).partition(chr(10))[0].replace('|', ' ')}", *[""] * (count - 1))
 
 
 def measure(name: str, form: str, store: PuzzleStore, plan: Plan, rate: float, rows: Rows) -> None:
@@ -121,14 +127,14 @@ def measure(name: str, form: str, store: PuzzleStore, plan: Plan, rate: float, r
     torch._dynamo.reset()  # so that every system compiles from nothing
     system = plan.system(name, store, form)
     first = (name, form, str(plan.batch_of(name)))
-    training = unless_out_of_memory(
+    training = unless_it_fails(
         lambda: cells_of_training(measure_training(system, plan.warm[form], plan.timed), rate),
         len(TRAINING_HEAD) - len(first),
     )
     rows.training.append((*first, *training))
-    if "out of memory" not in training:
+    if all(training):
         rows.breakdowns[f"{name}, {form}"] = broken_down(system.train_step, plan.device)
-    vote = unless_out_of_memory(lambda: cells_of_vote(measure_vote(system), rate), len(VOTE_HEAD) - len(first))
+    vote = unless_it_fails(lambda: cells_of_vote(measure_vote(system), rate), len(VOTE_HEAD) - len(first))
     rows.votes.append((*first, *vote))
     print(" | ".join(rows.training[-1]), file=sys.stderr, flush=True)
 
@@ -184,7 +190,7 @@ def report(store: PuzzleStore, plan: Plan, device_name: str) -> str:
     rate = rate_of_products(plan.side, dtype, plan.device)
     rows = Rows()
     for form in plan.forms:
-        for name in SYSTEMS:
+        for name in SYSTEMS if form != "graphs" else WITH_GRAPHS:
             if time.monotonic() - began > plan.seconds:
                 leave_out(name, form, plan, rows)
             else:

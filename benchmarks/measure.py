@@ -30,10 +30,10 @@ class Ratio:
         return f"{self.median:.{digits}f} ({self.low:.{digits}f}-{self.high:.{digits}f})"
 
 
-def seconds(function: Callable[[], object]) -> float:
-    began = time.perf_counter()
+def seconds(function: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    began = clock()
     function()
-    return time.perf_counter() - began
+    return clock() - began
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def in_turn(
     cold: Collection[str] = (),
     once: Collection[str] = (),
     stands_for: Mapping[str, float] = MappingProxyType({}),
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Rounds:
     """Run the variants one after another, `rounds` times; each but those in `cold` is called once before.
 
@@ -73,7 +74,7 @@ def in_turn(
     for number in range(rounds):
         for name, function in variants.items():
             is_known = number and name in once
-            times[name].append(times[name][0] if is_known else seconds(function) * stands_for.get(name, 1.0))
+            times[name].append(times[name][0] if is_known else seconds(function, clock) * stands_for.get(name, 1.0))
     return Rounds(times)
 
 

@@ -7,15 +7,16 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+import models.encoders.cells
 import models.encoders.grid
 import models.recursive_reasoning.decoder
 from models.packing import Packing
 from models.segments import Runs
 
-MODULES = (models.encoders.grid, models.recursive_reasoning.decoder)
+MODULES = (models.encoders.cells, models.encoders.grid, models.recursive_reasoning.decoder)
 
 
-def pad(mask: Bool[Tensor, "s l"], *, by_view: bool) -> Packing:
+def pad(mask: Bool[Tensor, "s l"], *, by_view: bool, rounded: bool = False) -> Packing:
     """In place of `models.packing.pack`: all s · l rows, one batch, with a key mask."""
     num_sequences, length = mask.shape
     lengths = mask.sum(dim=1)

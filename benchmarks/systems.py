@@ -20,12 +20,21 @@ from models.losses import create_loss_head
 from models.machine import compile_blocks
 
 CPU = torch.device("cpu")
+DATA = "data/arc1-encoder-aug-1000"
 SIZE = ("arch.hidden_size=128", "arch.num_heads=4", "arch.H_cycles=3", "arch.L_cycles=6", "arch.halt_max_steps=16")
 SYSTEMS = {
     "TRM": ("cfg_pretrain_trm_arc_agi_1", ()),
     "ETRM": ("cfg_pretrain_etrm_arc_agi_1", ()),
     "ETRMTRM A": ("cfg_pretrain_etrmtrm_arc_agi_1", ("arch.recurrent_encoder_type=recurrent_standard",)),
     "ETRMTRM B": ("cfg_pretrain_etrmtrm_arc_agi_1", ("arch.recurrent_encoder_type=trm_style",)),
+    "ETRMTRM C": (
+        "cfg_pretrain_etrmtrm_arc_agi_1",
+        ("arch.recurrent_encoder_type=in_context", "arch.grid_coordinates=both"),
+    ),
+    "in_context read": (
+        "cfg_pretrain_etrm_arc_agi_1",
+        ("arch.encoder_type=in_context", "arch.context_mode=read", "arch.grid_coordinates=both"),
+    ),
     "in_context": ("cfg_pretrain_etrm_arc_agi_1", ("arch.encoder_type=in_context", "arch.grid_coordinates=both")),
 }
 
@@ -34,6 +43,7 @@ class System:
     """A model with random weights and one batch; every variant of a system has the same of both.
 
     Args:
+        graphs: compiled, with the decoder's blocks replayed as CUDA graphs.
         padded: compute every position of every sequence (`benchmarks/padded.py`) on the full canvas.
         samples: of the batch, the first so many.
         size: overrides that set the sizes of all systems.
@@ -47,6 +57,7 @@ class System:
         dtype: str = "float32",
         canvas: str = "task",
         compiled: bool = False,
+        graphs: bool = False,
         padded: bool = False,
         batch_size: int = 16,
         samples: int | None = None,
@@ -65,8 +76,8 @@ class System:
         self.batch = self.batch_of(0)
         torch.manual_seed(0)
         self.model = create_model(self.config, store.metadata).to(device)
-        if compiled:
-            compile_blocks(self.model)
+        if compiled or graphs:
+            compile_blocks(self.model, graphs=graphs)
         self.head = create_loss_head(self.config, self.model)
         self.take(self.batch)
 

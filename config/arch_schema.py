@@ -376,3 +376,23 @@ class HybridArch(ArchConfig):
 
 DEFAULT_PROJECTS = {"recursive_reasoning.trm_hybrid@HybridTRMModel": "arc-trm-hybrid"}
 AnyArch = TrmArch | EtrmArch | EtrmtrmArch | HybridArch
+
+
+def no_graphs(arch: AnyArch) -> str | None:
+    """Why the decoder's blocks cannot be replayed as CUDA graphs; None where they can.
+
+    These are recorded for each number of rows, of which there are few only where the decoder packs its own rows alone.
+    """
+    if arch.forward_dtype != "bfloat16":
+        return f"arch.forward_dtype={arch.forward_dtype} need not pack such rows: write arch.forward_dtype=bfloat16"
+    if arch.mlp_t:
+        return "arch.mlp_t=true needs whole sequences"
+    if arch.grid_conv:
+        return "arch.grid_conv=true has the blocks read the rows of neighbouring cells besides"
+    if isinstance(arch, HybridArch):
+        return "the TRM hybrid's decoder has other parts"
+    if isinstance(arch, EtrmArch) and (arch.encoder_type, arch.context_mode) == ("in_context", "read"):
+        return "arch.context_mode=read has the blocks read the demonstrations' cells besides"
+    if isinstance(arch, EtrmtrmArch) and arch.recurrent_encoder_type == "in_context":
+        return "arch.recurrent_encoder_type=in_context has the blocks read the demonstrations' cells besides"
+    return None

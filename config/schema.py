@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError, field_validator, model_validator
 from yaml import YAMLError
 
-from config.arch_schema import DEFAULT_PROJECTS, AnyArch, HybridArch, TrmArch
+from config.arch_schema import DEFAULT_PROJECTS, AnyArch, HybridArch, TrmArch, no_graphs
 from config.data_schema import DEFAULT_SOURCES, AnyData, with_source
 from config.explain import explain_hydra, explain_validation
 from config.fields import (
@@ -136,7 +136,7 @@ class TrainConfig(Section):
     muon_lr: PositiveFloat = 1e-2
     min_demos: Positive | None = None
     max_context_tokens: Positive | None = None
-    compile: Annotated[Literal["auto", "on", "off"], OnOrOff] = "auto"
+    compile: Annotated[Literal["auto", "on", "off", "graphs"], OnOrOff] = "auto"
     eval_batch_tokens: Positive | None = None
     data_workers: NonNegative
     project_name: PathPart = "etrm-arc"
@@ -194,6 +194,8 @@ class TrainConfig(Section):
                 f"data.name={self.data.name} gives {self.data.condition}, but arch.name={self.arch.name} reads "
                 f"{self.arch.condition}: data.name=auto takes {fitting}"
             )
+        if self.compile == "graphs" and (fault := no_graphs(self.arch)):
+            raise ValueError(f"compile=graphs replays the decoder's blocks for few numbers of rows; {fault}")
         if self.min_demos is not None and self.min_demos > self.max_demos:
             raise ValueError(f"min_demos={self.min_demos} must be at most max_demos={self.max_demos}")
         if self.max_context_tokens is not None and self.arch.condition != "demonstrations":

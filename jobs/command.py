@@ -37,6 +37,7 @@ class Job:
     processes: of torchrun; None without it.
     project: of a training run; None for another command.
     resume: of a training run.
+    config: of a training run.
     """
 
     line: JobLine
@@ -47,6 +48,7 @@ class Job:
     processes: int | None = None
     project: str | None = None
     resume: str = "auto"
+    config: TrainConfig | None = None
 
     @property
     def key(self) -> str:
@@ -86,7 +88,7 @@ def _understand(line: JobLine, stem: str) -> Job:
     if processes and config.global_batch_size % processes:
         raise JobError(f"global_batch_size={config.global_batch_size} cannot be shared by {processes} processes")
     arguments = _resolved(words, script)
-    return Job(line, arguments, environment, folder.name, folder, processes, config.project_name, config.resume)
+    return Job(line, arguments, environment, folder.name, folder, processes, config.project_name, config.resume, config)
 
 
 def _words(command: str) -> tuple[dict[str, str], list[str]]:

@@ -4,6 +4,9 @@ On CUDA in half precision the packed rows are just the valid tokens. Elsewhere s
 is rounded up to the longest of its group (about 1 % of dead rows), so that a group is a padded batch *by view* and
 attention needs no gather and no scatter in any layer. A dead row repeats its sequence's last token: it is never a
 key, nobody reads it, and no gradient comes from it.
+
+Where kernels are recorded by their sizes, the tight rows can be rounded up to one of few numbers (`rounded_up`): rows
+that fill up repeat the last token, in short sequences of their own.
 """
 
 from dataclasses import dataclass, replace
@@ -49,6 +52,7 @@ class Packing:
         scopes: the same rows as the layers in turn attend within them (none: all do as this packing says).
         neighbours: the rows of the cells around each cell in its grid (`models.grid_conv`; None: nothing asks).
         tasks: whose each row is, where weights are stacked; rows are sorted by it first (None: there is one task).
+        filling: int32 ends of the sequences behind all others that fill tight rows up (None: nothing does).
     """
 
     rows: Int[Tensor, " n"]
@@ -63,6 +67,7 @@ class Packing:
     scopes: "tuple[Packing, ...]" = ()
     neighbours: Int[Tensor, "9 n"] | None = None
     tasks: TaskRows | None = None
+    filling: Int[Tensor, " pieces"] | None = None
 
     @property
     def segments(self) -> Segments:
@@ -97,7 +102,8 @@ class Packing:
     def _cut(self, lengths: Int[Tensor, "s p"], longest: int) -> Self:
         flat = lengths.flatten()
         if self.runs is None:
-            return replace(self, cu_seqlens=ends_of(flat), max_seqlen=longest)
+            ends = ends_of(flat) if self.filling is None else torch.cat([ends_of(flat), self.filling])
+            return replace(self, cu_seqlens=ends, max_seqlen=longest)
         starts = (self.first_row[:, None] + lengths.cumsum(1) - lengths).flatten()
         return replace(self, runs=gathered_runs(starts, flat, starts, flat))
 
@@ -123,9 +129,9 @@ class Packing:
 
     def in_order(self, packed: Float[Tensor, "n width"]) -> Float[Tensor, "m width"]:
         """The valid rows in the order of the sequences, as they stand where no runs are arranged."""
-        if self.runs is None:
-            return packed
         live = self.live
+        if self.runs is None:
+            return packed if live is None else packed[live]
         rows, sequence = (packed, self.sequence) if live is None else (packed[live], self.sequence[live])
         return rows[torch.argsort(sequence, stable=True)]
 
@@ -149,16 +155,17 @@ class Packing:
         return zeros.index_add(0, sequence, values * weights.to(values.dtype)[:, None]) / total[:, None]
 
 
-def pack(mask: Bool[Tensor, "s l"], *, by_view: bool) -> Packing:
+def pack(mask: Bool[Tensor, "s l"], *, by_view: bool, rounded: bool = False) -> Packing:
     """The packing of the valid tokens of a padded batch.
 
     Args:
         mask: which tokens are valid.
         by_view: arrange sequences of similar length as runs (everywhere but in the packed CUDA kernel).
+        rounded: fill tight rows up to one of few numbers.
     """
     stack = active_stack()
     if stack is None:
-        return _pack_by_view(mask) if by_view else _pack_tightly(mask)
+        return _pack_by_view(mask) if by_view else _pack_tightly(mask, rounded=rounded)
     task = stack.samples.task
     assert len(task) == len(mask), f"{len(mask)} sequences of {len(task)} samples"
     packing = _pack_by_view(mask, task) if by_view else _pack_tightly(mask)
@@ -184,7 +191,18 @@ def pack_all(num_sequences: int, length: int, device: torch.device, *, by_view: 
     )
 
 
-def _pack_tightly(mask: Bool[Tensor, "s l"]) -> Packing:
+def rounding_step(rows: int) -> int:
+    """A sixteenth of the power of two that is not above `rows`, at least a block of queries."""
+    return max(QUERIES_A_BLOCK, 1 << max(0, rows.bit_length() - 5))
+
+
+def rounded_up(rows: int) -> int:
+    """The next of few numbers, at most a sixteenth or a block of queries more: sixteen for each doubling."""
+    step = rounding_step(rows)
+    return -(-rows // step) * step
+
+
+def _pack_tightly(mask: Bool[Tensor, "s l"], *, rounded: bool = False) -> Packing:
     padded_length = mask.shape[1]
     lengths = mask.sum(dim=1)
     sizes = torch.stack([lengths.sum(), lengths.max(), (lengths > 0).sum()])
@@ -192,9 +210,13 @@ def _pack_tightly(mask: Bool[Tensor, "s l"]) -> Packing:
     ends = lengths.cumsum(0)
     rows = torch.nonzero_static(mask.flatten(), size=total).squeeze(-1)
     ends_of_used = ends[torch.nonzero_static(lengths, size=used).squeeze(-1)].to(torch.int32)
+    filling = _filling(total, mask.device) if rounded and total else None
+    if filling is not None:
+        rows = torch.cat([rows, rows[-1:].expand(rounded_up(total) - total)])
+        ends_of_used = torch.cat([ends_of_used, filling])
     return Packing(
         rows=rows,
-        live=None,
+        live=None if filling is None else torch.arange(total, device=mask.device),
         sequence=rows // padded_length,
         first_row=(ends - lengths).clamp(max=max(total - 1, 0)),
         lengths=lengths,
@@ -202,7 +224,16 @@ def _pack_tightly(mask: Bool[Tensor, "s l"]) -> Packing:
         max_seqlen=max(1, -(-longest // QUERIES_A_BLOCK)) * QUERIES_A_BLOCK,
         padded_length=padded_length,
         runs=None,
+        filling=filling,
     )
+
+
+def _filling(total: int, device: torch.device) -> Int[Tensor, " pieces"]:
+    """The ends of the sequences that fill `total` rows up; how many there are depends on the rounded number alone."""
+    rounded = rounded_up(total)
+    pieces = rounding_step(rounded) // QUERIES_A_BLOCK
+    ends = total + QUERIES_A_BLOCK * torch.arange(1, 1 + pieces, device=device, dtype=torch.int32)
+    return ends.clamp(max=rounded)
 
 
 def _pack_by_view(mask: Bool[Tensor, "s l"], task: Int[Tensor, " s"] | None = None) -> Packing:

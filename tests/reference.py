@@ -35,42 +35,55 @@ def self_attention(
     qk_norm: bool = False,
     evidence: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """With evidence (tokens and their positions) its keys and values stand beside those of x."""
-    num_rows = len(x)
-    if evidence is not None:
-        x, positions = torch.cat([x, evidence[0]]), torch.cat([positions, evidence[1]])
+    """With the keys and values of evidence (`keys_and_values`) these stand beside those of x."""
     hidden, heads = x.shape[-1], attention.num_heads
-    q, k, v = (x @ w.T for w in attention.qkv_proj.weight.split(hidden))
+    q = x @ attention.qkv_proj.weight[:hidden].T
+    made = [keys_and_values(x, attention, positions, qk_norm), *([] if evidence is None else [evidence])]
+    k, v = (torch.cat(parts) for parts in zip(*made, strict=True))
     outputs = []
     for h in range(heads):
         part = slice(h * hidden // heads, (h + 1) * hidden // heads)
-        queries, keys = q[:, part], k[:, part]
+        queries = q[:, part]
         if qk_norm or attention.gain is not None:
-            queries, keys = rms(queries), rms(keys)
+            queries = rms(queries)
         if attention.gain is not None:
             queries = queries * attention.gain[h]
-        queries, keys = rotate(queries, positions)[:num_rows], rotate(keys, positions)
-        outputs.append(softmax_attention(queries, keys, v[:, part]))
+        outputs.append(softmax_attention(rotate(queries, positions), k[:, part], v[:, part]))
     return torch.cat(outputs, -1) @ attention.o_proj.weight.T
 
 
-def cross_attention(x: Tensor, memory: Tensor, attention: Any, places: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """With `places`, the positions of x and of the memory, queries and keys are rotated."""
+def keys_and_values(
+    x: Tensor, attention: Any, positions: Tensor | None, qk_norm: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Keys, rotated head by head, and values of self- or cross-attention; without positions nothing is rotated."""
+    is_self = hasattr(attention, "qkv_proj")
+    weight = attention.qkv_proj.weight if is_self else attention.kv_proj.weight
+    k, v = (x @ w.T for w in weight.split(x.shape[-1])[-2:])
+    heads = []
+    for keys in k.chunk(attention.num_heads, -1):
+        normed = rms(keys) if qk_norm or (is_self and attention.gain is not None) else keys
+        heads.append(normed if positions is None else rotate(normed, positions))
+    return torch.cat(heads, -1), v
+
+
+def cross_attention(x: Tensor, memory: Tensor, attention: Any) -> Tensor:
+    return found_in(x, keys_and_values(memory, attention, None), attention)
+
+
+def found_in(x: Tensor, memory: tuple[Tensor, Tensor], attention: Any, positions: Tensor | None = None) -> Tensor:
+    """What x finds in a memory's keys and values; with the positions of x its queries are rotated."""
     hidden, heads = x.shape[-1], attention.num_heads
     q = x @ attention.q_proj.weight.T
-    k, v = (memory @ w.T for w in attention.kv_proj.weight.split(hidden))
     outputs = []
     for h in range(heads):
         part = slice(h * hidden // heads, (h + 1) * hidden // heads)
-        queries, keys = q[:, part], k[:, part]
-        if places is not None:
-            queries, keys = rotate(queries, places[0]), rotate(keys, places[1])
-        outputs.append(softmax_attention(queries, keys, v[:, part]))
+        queries = q[:, part] if positions is None else rotate(q[:, part], positions)
+        outputs.append(softmax_attention(queries, memory[0][:, part], memory[1][:, part]))
     return torch.cat(outputs, -1) @ attention.o_proj.weight.T
 
 
 def reading_block(x: Tensor, block: Any, positions: Tensor, evidence: tuple[Tensor, Tensor]) -> Tensor:
-    """Attention to the rows and to evidence (tokens and their positions) under one softmax, then SwiGLU."""
+    """Attention to the rows and to evidence (its keys and values) under one softmax, then SwiGLU."""
     x = rms(x + self_attention(x, block.self_attn, positions, evidence=evidence))
     return rms(x + swiglu(x, block.mlp))
 
@@ -203,13 +216,15 @@ def decoder_step(
     if context_positions is None:
         context_positions = torch.arange(num_context)
     positions = torch.cat([context_positions, config.puzzle_emb_len + cells])
+    layers = inner.L_level.layers
+    read = None if evidence is None else [keys_and_values(evidence[0], b.self_attn, evidence[1]) for b in layers]
 
     def level(h: Tensor) -> Tensor:
-        for number, block in enumerate(inner.L_level.layers):
+        for number, block in enumerate(layers):
             if config.mlp_t:
                 h = mixer_block(h, block)
-            elif evidence is not None:
-                h = reading_block(h, block, positions, evidence)
+            elif read is not None:
+                h = reading_block(h, block, positions, read[number])
             elif parts is None or number % 2:
                 h = post_norm_block(h, block, positions)
             else:

@@ -106,6 +106,7 @@ def _built_trainer(
     config: TrainConfig, ranks: Ranks, stop: StopRequest | None, observers: Sequence[ObserverFactory]
 ) -> Trainer:
     config = with_dtype(config, best_dtype(ranks.device))
+    compiles = wants_compiling(config.compile, ranks.device)
     store = load_stores(config.data_paths)
     train_data = create_train_source(config, store, ranks)
     eval_data = create_eval_data(config, store, ranks, "test", config.max_eval_augmentations)
@@ -119,8 +120,8 @@ def _built_trainer(
     if point is None:
         for record in _load_pretrained(model, config):
             trained_on = trained_on.joined(record)
-    if wants_compiling(config.compile, ranks.device):
-        compile_blocks(model)
+    if compiles:
+        compile_blocks(model, graphs=config.compile == "graphs")
     trainer = Trainer(
         config=config,
         ranks=ranks,

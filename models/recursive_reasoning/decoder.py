@@ -131,6 +131,8 @@ class RecursiveDecoder(nn.Module):
     H_init: Tensor
     L_init: Tensor
     carry_type: type[TRMEncoderInnerCarry] = TRMEncoderInnerCarry
+    # The blocks are replayed as CUDA graphs, one for each number of rows: these are rounded up to one of few.
+    replays_graphs = False
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -283,6 +285,8 @@ class TRMEncoderInner(RecursiveDecoder):
         """One ACT step, as `forward`."""
         if isinstance(context, Tensor):
             context = fixed_length_output(context)
+        if self.replays_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # what earlier steps left in the graphs' memory is free
         tokens = batch["inputs"].int()
         if active is None:
             active = torch.ones_like(tokens, dtype=torch.bool)
@@ -300,7 +304,8 @@ class TRMEncoderInner(RecursiveDecoder):
 
     def _packed(self, context: EncoderOutput, active: Bool[Tensor, "batch 900"]) -> tuple[Packing, Tensor]:
         """The packing of context and active cells, and the row of each sample's first token."""
-        packing = pack(torch.cat([context.mask, active], dim=1), by_view=packs_by_view(active.device, self.dtype))
+        mask, by_view = torch.cat([context.mask, active], dim=1), packs_by_view(active.device, self.dtype)
+        packing = pack(mask, by_view=by_view, rounded=self.replays_graphs)
         if self.config.grid_conv:
             packing = with_neighbours(packing, _cells_of_grids(context), context.grids + 1)
         if context.pair_lengths is None:

@@ -15,7 +15,9 @@ from dataset.fewshot_puzzle_dataset import Batch
 from dataset.store import PuzzleStore
 from models import create_model
 from models.losses import create_loss_head
-from tests.models.test_in_context import naive_context as in_context_tokens
+from tests.models.test_in_context import naive_context as naive_tokens
+from tests.models.test_in_context import naive_evidence
+from tests.models.test_joint import naive_step as joint_step
 from tests.reference import decoder_step, standard_context
 
 Load = Callable[..., TrainConfig]
@@ -30,35 +32,82 @@ SYSTEMS = [
         ("arch.recurrent_encoder_type=trm_style", "arch.encoder_grad_cycles=all", "arch.encoder_l_cycles=2"),
     ),
     *(
-        ("cfg_pretrain_etrm_arc_agi_1", ("arch.encoder_type=in_context", f"arch.context_tokens={n}"))
-        for n in ("one", "two")
+        ("cfg_pretrain_etrm_arc_agi_1", ("arch.encoder_type=in_context", *overrides))
+        for overrides in (
+            ("arch.context_tokens=one",),
+            ("arch.context_tokens=two",),
+            ("arch.context_attention=alternate", "arch.L_layers=2"),
+            ("arch.context_mode=read",),
+            ("arch.context_mode=read", "arch.context_attention=pair"),
+        )
+    ),
+    *(
+        ("cfg_pretrain_etrmtrm_arc_agi_1", ("arch.recurrent_encoder_type=in_context", *overrides))
+        for overrides in ((), ("arch.context_attention=alternate", "arch.encoder_l_cycles=2"))
     ),
 ]
 
 
-def naive_context(encoder: Any, batch: Batch, sample: int, config: Any) -> tuple[Tensor, Tensor | None]:
-    """One sample's context tokens, and where they stand."""
+Latents = tuple[Tensor, ...]
+
+
+def naive_step(model: Any, batch: Batch, sample: int, cells: Tensor, config: Any) -> Tensor:
+    """The logits of one sample in its first ACT step, by the naive loops of the models' own tests."""
+    inner, query = model.inner, batch["inputs"][sample]
+
+    def started(rows: int) -> Latents:
+        return tuple(init.expand(rows, -1) for init in (inner.H_init, inner.L_init))
+
+    if config.encoder_name in ("recurrent_standard", "trm_style", "standard"):
+        context = standard_context(model.encoder, batch, sample, config)
+        return decoder_step(inner, *started(len(context) + len(cells)), query, context, cells, config)[2]
+    tokens, made_of = naive_tokens(model.encoder, batch, sample)
     if config.encoder_type == "standard":
-        return standard_context(encoder, batch, sample, config), None
-    context, cells = in_context_tokens(encoder, batch, sample)
-    return context, torch.tensor([0, *(16 + cell for _, _, cell in cells)])
+        z_e = model.encoder.E_init.expand(len(made_of), -1)
+        return joint_step(model, batch, sample, cells, config, (z_e, *started(1 + len(cells))))[1]
+    if config.context_mode == "read":
+        first, evidence, places = naive_evidence(model.encoder, batch, sample, config)
+        read = {"evidence": (evidence, places)}
+        return decoder_step(inner, *started(1 + len(cells)), query, first, cells, config, **read)[2]
+    stand = torch.tensor([0, *(16 + cell for _, _, cell in made_of)])
+    of_pair = torch.tensor([-1, *(pair for pair, *_ in made_of), *([-1] * len(cells))])
+    scope = of_pair if config.context_attention == "alternate" else None
+    return decoder_step(inner, *started(len(of_pair)), query, tokens, cells, config, stand, scope)[2]
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
-    "encoder",
+    ("name", "overrides"),
     [
-        ("arch.encoder_set_layers=2",),
-        ("arch.encoder_type=in_context", "arch.context_tokens=one"),
-        ("arch.encoder_type=in_context", "arch.context_tokens=two"),
+        ("etrm", ("arch.encoder_set_layers=2",)),
+        *(
+            ("etrm", ("arch.encoder_type=in_context", *overrides))
+            for overrides in (
+                ("arch.context_tokens=one",),
+                ("arch.context_tokens=two",),
+                ("arch.context_attention=alternate",),
+                ("arch.context_mode=read", "arch.encoder_num_layers=3"),
+                ("arch.context_mode=read", "arch.context_attention=pair", "arch.context_tokens=two"),
+                ("arch.context_mode=read", "arch.context_attention=alternate", "arch.encoder_num_layers=3"),
+            )
+        ),
+        *(
+            ("etrmtrm", ("arch.recurrent_encoder_type=in_context", *overrides))
+            for overrides in (
+                (),
+                ("arch.encoder_l_cycles=2", "arch.encoder_l_layers=3", "arch.context_attention=alternate"),
+                ("arch.context_tokens=two", "arch.context_attention=pair", "arch.encoder_l_layers=1"),
+            )
+        ),
     ],
-    ids=["standard", "in_context one", "in_context two"],
+    ids=str,
 )
-def test_a_step_of_etrm_needs_what_a_naive_loop_over_samples_computes(
-    shrunk_config: Load, store: PuzzleStore, batch: Batch, training: bool, encoder: tuple[str, ...]
+def test_a_step_needs_what_a_naive_loop_over_samples_computes(
+    shrunk_config: Load, store: PuzzleStore, batch: Batch, training: bool, name: str, overrides: tuple[str, ...]
 ) -> None:
     """Exactly: the loop has no padding, so its matrix products are the useful ones."""
-    config = shrunk_config("arch.L_layers=2", "arch.H_cycles=3", *encoder).arch
+    sizes = ("arch.L_layers=2", "arch.H_cycles=3")
+    config = shrunk_config(*sizes, *overrides, config_name=f"cfg_pretrain_{name}_arc_agi_1").arch
     model = create_model(config, store.metadata).train(training)
     batch = {key: value[:2] for key, value in batch.items()}
     active = model.active_cells(batch)
@@ -66,11 +115,7 @@ def test_a_step_of_etrm_needs_what_a_naive_loop_over_samples_computes(
     with FlopCounterMode(display=False) as counted, torch.set_grad_enabled(training):
         for i in range(2):
             cells = torch.nonzero(active[i]).squeeze(-1)
-            context, positions = naive_context(model.encoder, batch, i, config)
-            rows = len(context) + len(cells)
-            z_H, z_L = (init.expand(rows, -1) for init in (model.inner.H_init, model.inner.L_init))
-            _, _, logits, _ = decoder_step(model.inner, z_H, z_L, batch["inputs"][i], context, cells, config, positions)
-            loss = loss + logits.sum()
+            loss = loss + naive_step(model, batch, i, cells, config).sum()
         if training:
             loss.backward()
     if training:
@@ -133,13 +178,18 @@ def test_a_system_without_a_formula_is_refused_and_named(
 @pytest.mark.parametrize(
     ("name", "overrides", "option"),
     [
-        ("etrm", ("arch.encoder_type=in_context", "arch.context_mode=read"), "context_mode=read"),
         (
             "etrm",
-            ("arch.encoder_type=in_context", "arch.context_attention=alternate", "arch.L_layers=2"),
-            "context_attention=alternate",
+            (
+                "arch.encoder_type=in_context",
+                "arch.context_mode=read",
+                "arch.context_attention=pair",
+                "arch.targets=all_pairs",
+            ),
+            "targets=all_pairs",
         ),
-        ("etrmtrm", ("arch.recurrent_encoder_type=in_context",), "recurrent_encoder_type=in_context"),
+        ("etrm", ("arch.encoder_pooling_method=weighted",), "encoder_pooling_method=weighted"),
+        ("trm", ("arch.mlp_t=true", "arch.canvas=full"), "mlp_t=True"),
         ("etrmtrm", ("arch.encoder_memory=cells",), "encoder_memory=cells"),
     ],
 )

@@ -14,6 +14,7 @@ from benchmarks.gpu_attention import BACKENDS, by_groups, candidates, millisecon
 from benchmarks.gpu_measure import Clock, measure_training, rate_of_products
 from benchmarks.pages import write_between
 from benchmarks.systems import CPU, SYSTEMS
+from config.schema import ConfigError, load_config
 from dataset.store import PuzzleStore
 from models.attention import attend
 from models.segments import Segments, ends_of
@@ -26,7 +27,11 @@ TINY += ("arch.halt_max_steps=1",)
 def plan(monkeypatch: pytest.MonkeyPatch) -> gpu.Plan:
     """As on CUDA, only small; what is compiled has no back end."""
     compile_blocks = gpu.System.__init__.__globals__["compile_blocks"]
-    monkeypatch.setitem(gpu.System.__init__.__globals__, "compile_blocks", lambda m: compile_blocks(m, "eager"))
+
+    def eagerly(model: torch.nn.Module, *, graphs: bool) -> None:
+        compile_blocks(model, "eager", graphs=graphs)
+
+    monkeypatch.setitem(gpu.System.__init__.__globals__, "compile_blocks", eagerly)
     warm = {"eager": 1, "compiled": 2}
     return gpu.Plan(CPU, TINY, "float32", batch=2, in_context_batch=1, warm=warm, timed=2, side=32)
 
@@ -42,7 +47,7 @@ def test_every_system_is_measured(store: PuzzleStore, plan: gpu.Plan) -> None:
     for head in ("training step", "one vote"):
         rows = rows_of(text, head)
         assert [(row[0], row[1]) for row in rows] == [(name, "eager") for name in SYSTEMS]
-        assert [row[2] for row in rows] == ["2", "2", "2", "2", "1"]
+        assert [row[2] for row in rows] == [*["2"] * (len(SYSTEMS) - 1), "1"]
         assert all(cell for row in rows for cell in row)
     shares = rows_of(text, "share of a training step")
     assert [row[0] for row in shares] == [*GROUPS, REST, "ms in all", "kernels"]
@@ -61,7 +66,29 @@ def test_memory_that_does_not_suffice_is_said_in_the_row() -> None:
     def fails() -> tuple[str, ...]:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    assert gpu.unless_out_of_memory(fails, 3) == ("out of memory", "", "")
+    assert gpu.unless_it_fails(fails, 3) == ("out of memory", "", "")
+
+
+def test_a_failure_is_said_in_the_row_in_one_line() -> None:
+    def fails() -> tuple[str, ...]:
+        raise RuntimeError("CUDA error: a | b\nmore of it")
+
+    assert gpu.unless_it_fails(fails, 2) == ("failed: CUDA error: a   b", "")
+
+
+def test_graphs_are_measured_of_the_systems_that_can_have_them(store: PuzzleStore, plan: gpu.Plan) -> None:
+    """A step and a vote in that form; its row follows those of the other forms."""
+    text = gpu.report(store, replace(plan, forms=("graphs",), warm={"graphs": 1}), "a CPU")
+    rows = rows_of(text, "training step")
+    assert [(row[0], row[1]) for row in rows] == [(name, "graphs") for name in gpu.WITH_GRAPHS]
+    assert all(cell for row in rows for cell in row)
+    for name in SYSTEMS:
+        options = ("compile=graphs", "arch.forward_dtype=bfloat16", *SYSTEMS[name][1])
+        if name in gpu.WITH_GRAPHS:
+            assert load_config(SYSTEMS[name][0], [*options]).compile == "graphs"
+        else:
+            with pytest.raises(ConfigError, match="compile=graphs"):
+                load_config(SYSTEMS[name][0], [*options])
 
 
 def test_rates_and_graphs_of_training_steps(store: PuzzleStore, plan: gpu.Plan) -> None:

@@ -24,6 +24,11 @@ SYSTEMS = [
     pytest.param(ETRMTRM, (), id="A"),
     pytest.param(ETRMTRM, ("arch.recurrent_encoder_type=trm_style",), id="B"),
 ]
+READERS = [
+    pytest.param(ETRM, ("arch.encoder_type=in_context",), id="in_context"),
+    pytest.param(ETRM, ("arch.encoder_type=in_context", "arch.context_mode=read"), id="in_context read"),
+    pytest.param(ETRMTRM, ("arch.recurrent_encoder_type=in_context",), id="C"),
+]
 
 
 @pytest.fixture(params=[(2, 1), (3, 3), (5, 2)], ids=["2x1", "3x3", "5x2"])
@@ -55,6 +60,20 @@ def test_contexts_and_full_canvas_logits_of_the_packed_form_are_those_of_the_pad
         context, _ = contexts_and_logits(model, shaped_batch, None)
     torch.testing.assert_close(packed[0], context, atol=1e-5, rtol=0)
     torch.testing.assert_close(packed[1], padded[1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "overrides"), READERS)
+def test_steps_on_the_cells_of_demonstrations_are_those_of_the_padded_form(
+    shrunk_config: Load, store: PuzzleStore, shaped_batch: Batch, name: str, overrides: tuple[str, ...]
+) -> None:
+    config = shrunk_config("arch.canvas=full", *overrides, config_name=name).arch
+    model = create_model(config, store.metadata).eval()
+    with torch.no_grad():
+        carry = model.initial_carry(shaped_batch)
+        packed = model(carry, shaped_batch)[1]["logits"]
+        with padded_form():
+            padded = model(carry, shaped_batch)[1]["logits"]
+    torch.testing.assert_close(packed, padded, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("canvas", ["task", "full"])

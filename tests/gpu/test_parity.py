@@ -100,6 +100,31 @@ def test_a_step_in_bfloat16_has_the_gradients_of_float32(
     assert_gradients_point_the_same_way(half[2], full[2], 0.99 if device.type == "cuda" else 0.85)
 
 
+@pytest.mark.parametrize(("name", "overrides"), [*SYSTEMS[:2], *SYSTEMS[-3:-1]])
+def test_steps_replayed_as_graphs_are_the_eager_ones(
+    shrunk_config: Load, store: PuzzleStore, batch: Batch, device: torch.device, name: str, overrides: tuple[str, ...]
+) -> None:
+    """Several with the carry of the one before, and batches of other sizes, which are recorded anew."""
+    torch._dynamo.reset()
+    shallow = ("arch.H_cycles=2", "arch.L_cycles=1", "arch.forward_dtype=bfloat16", "arch.halt_exploration_prob=0")
+    (eager, config), (replayed, _) = (make(shrunk_config, store, name, *shallow, *overrides) for _ in range(2))
+    compile_blocks(replayed, "inductor" if device.type == "cuda" else "aot_eager", graphs=True)
+    for size in (6, 3, 6):
+        some = {key: value[:size].to(device) for key, value in batch.items()}
+        models = [model.to(device).train() for model in (replayed, eager)]
+        carries = [model.initial_carry(some) for model in models]
+        for _ in range(3):
+            found = []
+            for number, model in enumerate(models):
+                model.zero_grad()
+                carries[number], loss, _, outputs = create_loss_head(config, model)(carries[number], some)
+                loss.backward()
+                grads = {key: p.grad.float().cpu() for key, p in model.named_parameters() if p.grad is not None}
+                found.append((outputs["logits"].detach().float().cpu(), grads))
+            assert cosine(found[0][0], found[1][0]) > 0.99
+            assert_gradients_point_the_same_way(found[0][1], found[1][1], 0.95)
+
+
 @pytest.mark.parametrize("lengths", [[5, 7, 8, 40], [1], [900, 16, 333], [1, 1, 2]], ids=str)
 def test_attention_over_packed_sequences_is_a_loop_over_them(device: torch.device, lengths: list[int]) -> None:
     ends = ends_of(torch.tensor(lengths)).to(device)

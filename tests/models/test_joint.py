@@ -17,7 +17,16 @@ from models.encoders.recurrent_in_context import CellLatent
 from models.losses import create_loss_head
 from tests.conftest import small_batch
 from tests.models.test_in_context import in_grids, naive_context
-from tests.reference import cross_attention, grid_embedding, numbers_in_grid, reading_block, rms, self_attention, swiglu
+from tests.reference import (
+    found_in,
+    grid_embedding,
+    keys_and_values,
+    numbers_in_grid,
+    reading_block,
+    rms,
+    self_attention,
+    swiglu,
+)
 
 Load = Callable[..., TrainConfig]
 CONFIG = "cfg_pretrain_etrmtrm_arc_agi_1"
@@ -56,22 +65,22 @@ def naive_step(
     for cycle in range(config.H_cycles):
         with torch.set_grad_enabled(cycle == config.H_cycles - 1):
             before = z_e
+            answer = [keys_and_values(z_H, block.cross_attn, positions) for block in encoder.L_enc]
             for _ in range(config.encoder_l_cycles):
                 z_e = z_e + x_e
                 for number, block in enumerate(encoder.L_enc):
                     z_e = rms(z_e + attend(z_e, block, number))
-                    z_e = rms(z_e + cross_attention(z_e, z_H, block.cross_attn, (places, positions)))
+                    z_e = rms(z_e + found_in(z_e, answer[number], block.cross_attn, places))
                     z_e = rms(z_e + swiglu(z_e, block.mlp))
             z_e = config.encoder_state_ema * before + (1 - config.encoder_state_ema) * z_e
 
-            def level(h: Tensor, read: tuple[Tensor, Tensor] = (z_e, places)) -> Tensor:
-                for block in inner.L_level.layers:
-                    h = reading_block(h, block, positions, read)
-                return h
-
-            for _ in range(config.L_cycles):
-                z_L = level(z_L + (z_H + x))
-            z_H = level(z_H + z_L)
+            layers = inner.L_level.layers
+            read = [keys_and_values(z_e, block.self_attn, places) for block in layers]
+            for number in range(config.L_cycles + 1):
+                h = z_L + (z_H + x) if number < config.L_cycles else z_H + z_L
+                for block, evidence in zip(layers, read, strict=True):
+                    h = reading_block(h, block, positions, evidence)
+                z_H, z_L = (z_H, h) if number < config.L_cycles else (h, z_L)
     logits = z_H[1:] @ inner.lm_head.weight.T
     return (z_e, z_H, z_L), logits, inner.q_head.weight @ z_H[0] + inner.q_head.bias
 
