@@ -168,6 +168,7 @@ def test_a_run_on_the_cpu_is_refused_graphs_before_it_has_a_folder(
         (ETRM, (HALF, IN_CONTEXT, READ), "arch.context_mode=read"),
         (ETRMTRM, (HALF, "arch.recurrent_encoder_type=in_context"), "arch.recurrent_encoder_type=in_context"),
         (TRM, (HALF, "arch.mlp_t=true", "arch.canvas=full"), "arch.mlp_t=true"),
+        (TRM, (HALF, "arch.grid_conv=true"), "arch.grid_conv=true"),
     ],
 )
 def test_systems_whose_sizes_are_many_are_refused_graphs(
