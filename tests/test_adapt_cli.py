@@ -130,9 +130,7 @@ def test_a_complete_record_is_read_and_nothing_done_again(
     assert "0001.json: damaged" in refusal(arguments, capsys)
 
 
-def test_several_processes_give_the_same_answers(
-    base: list[str], whole: list[dict[str, Any]], tmp_path: Path
-) -> None:
+def test_several_processes_give_the_same_answers(base: list[str], whole: list[dict[str, Any]], tmp_path: Path) -> None:
     arguments = [*base, "--adapt-updates", UPDATES, "--jobs", "2", "--output-dir", "two"]
     command = [sys.executable, str(ROOT / "evaluate.py"), *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
