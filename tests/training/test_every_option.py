@@ -74,6 +74,9 @@ REARC = Case(
 RULES_PART = "{{share:%s,source:{{name:known_rules,families:[permutation],sides:[2,3]}}}}"
 FEWSHOT_PART = "{{share:%s,source:fewshot}}"
 MIXED = Case((), "losses", keeps=("parameters",), given=("data=mixture", "data.num_batches=4", "global_batch_size=6"))
+# Weights are refused by a decoder of other cycles.
+EAGER_CYCLES = ("arch.H_cycles=2", "arch.L_cycles=2")
+EAGER = ("load_pretrained_decoder={eager_decoder}", *EAGER_CYCLES)
 # `{other_data}`, `{eager_decoder}`, `{llama}` and the like stand for paths.
 CASES = {
     "arch.hidden_size": Case(("32", "64"), "parameters"),
@@ -93,9 +96,7 @@ CASES = {
     "arch.num_act_steps": Case(("1", "2"), "log_lines", keeps=("parameters",), given=("arch.halting=fixed",)),
     "arch.puzzle_emb_ndim": replace(TRM, values=("64", "32"), acts_on="parameters"),
     "arch.halt_max_steps": Case(("1", "2", "3"), "halted_steps"),
-    "arch.halt_exploration_prob": Case(
-        ("0", "1"), "halted_steps", given=("load_pretrained_decoder={eager_decoder}", "arch.halt_max_steps=4")
-    ),
+    "arch.halt_exploration_prob": Case(("0", "1"), "halted_steps", given=(*EAGER, "arch.halt_max_steps=4")),
     "arch.encoder_num_layers": Case(("1", "2"), "parameters"),
     "arch.encoder_norm_style": Case(("post", "pre"), "losses", keeps=("parameters",)),
     "arch.encoder_layer_scale_init": Case(("null", "0.1", "1.0"), "losses"),
@@ -124,7 +125,7 @@ CASES = {
     "arch.query_as_context": Case(
         ("false", "true"), "losses", keeps=("parameters",), given=("arch.encoder_type=in_context",)
     ),
-    "arch.grad_cycles": Case(("1", "2"), "losses", keeps=("parameters",)),
+    "arch.grad_cycles": Case(("1", "2"), "losses", keeps=("parameters",), given=("arch.H_cycles=2",)),
     "arch.qk_norm_gain": Case(("false", "true"), "parameters"),
     "arch.grid_conv": Case(("false", "true"), "parameters"),
     "arch.random_depth": Case(("false", "true"), "losses", keeps=("parameters",)),
@@ -217,7 +218,7 @@ CASES = {
     "freeze_decoder_steps": Case(("0", "1", "2"), "losses"),
     "ema": Case(("true", "false"), "files", keeps=TRAINING),
     "ema_rate": Case(("0.9", "0.1"), "evaluation", keeps=TRAINING),
-    "load_pretrained_decoder": Case(("null", "{eager_decoder}"), "losses", keeps=("parameters",)),
+    "load_pretrained_decoder": Case(("null", "{eager_decoder}"), "losses", keeps=("parameters",), given=EAGER_CYCLES),
     "load_pretrained_encoder": Case(("null", "{eager_decoder}"), "losses", keeps=("parameters",)),
     "max_eval_augmentations": Case(("1", "3"), "evaluation", keeps=TRAINING),
     # Variance over the samples of a batch of one is not defined, so it is not logged.
