@@ -13,7 +13,7 @@ from dataset.subsets import load_subset
 from inference.solver import Solution, Solver
 
 BASE = Path(__file__).parents[1] / "weights" / "arc_base"
-PUZZLE = "00576224"
+PUZZLE = "66e6c45b"
 QUICK = ("--votes", "2", "--device", "cpu", "--adapt-with", "views=2", "fork_every=0")
 
 
@@ -27,11 +27,11 @@ def is_right(solution: Solution, task: Task) -> bool:
 
 
 def test_the_base_solves_an_evaluation_puzzle_by_adapting_that_it_does_not_solve_by_itself() -> None:
-    """Seed 0, 150 updates; the outputs of test inputs are not there to be seen."""
+    """Seed 0, 80 updates; the outputs of test inputs are not there to be seen."""
     solver, task = Solver.load(BASE), puzzle()
     assert PUZZLE not in solver.checkpoint.trained_on.puzzle_ids
     (by_itself,) = solver.predict(task)
-    (adapted,) = solver.predict(task, adapt_updates=150)
+    (adapted,) = solver.predict(task, adapt_updates=80)
     assert not is_right(by_itself, task)
     assert is_right(adapted, task)
 
