@@ -181,6 +181,13 @@ def test_a_total_of_seconds_is_said_first_divided_and_kept_to(
     assert options["give_up"]
 
 
+def test_seconds_of_a_puzzle_cap_its_share_of_a_total(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate([*base, "--total-seconds", "40", "--adapt", "0.2", "--output-dir", "out"], capsys)
+    assert [value["allowed_seconds"] for value in puzzles_of(tmp_path / "out")] == [0.2] * 4
+
+
 def test_what_a_puzzle_leaves_of_its_time_is_divided_among_those_after_it() -> None:
     """By a clock of its own: 16 s for four puzzles, of which each takes half of what it is given."""
     work = SimpleNamespace(total_seconds=16.0, jobs=1, budget=None)

@@ -51,6 +51,8 @@ TRAIN_ONLY = (
     "max_eval_groups=1",
     "max_eval_augmentations=1",
     "log_predictions_every=0",
+    "arch.H_cycles=1",
+    "arch.L_cycles=1",
 )
 
 

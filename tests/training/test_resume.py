@@ -37,6 +37,8 @@ SHORT = (
     "max_eval_augmentations=1",
     "log_predictions_every=0",
     "lr=1e-2",
+    "arch.H_cycles=1",
+    "arch.L_cycles=1",
     "+run_name=run",
 )
 SYSTEMS = {
@@ -230,7 +232,7 @@ def test_a_path_elsewhere_begins_a_run_with_the_others_past(straight: Callable[.
     [
         ("lr=2e-2", r"lr was 0.01 and is 0.02.*resume_override=\[lr\]"),
         ("seed=1", r"seed was 0 and is 1"),
-        ("arch.H_cycles=1", r"arch.H_cycles was 2 and is 1"),
+        ("arch.H_cycles=2", r"arch.H_cycles was 1 and is 2"),
         ("global_batch_size=2", r"global_batch_size was 4 and is 2.*cannot be overridden"),
     ],
 )
