@@ -225,7 +225,7 @@ def test_a_control_has_figures_of_its_own(
         (["--puzzles", "x"], "--puzzles: needs --adapt"),
         (["--output-dir", "x"], "--output-dir: needs --adapt"),
         (["--adapt-control", "votes"], "--adapt-control: needs --adapt"),
-        (["--adapt", "0"], "--adapt 0: must be above 0"),
+        (["--adapt", "-1"], "--adapt -1: must be above 0"),
         (["--adapt", "1", "--adapt-updates", "1"], "one of the two"),
         (["--adapt", "1", "--shuffle"], "mispaired"),
         (["--adapt", "1", "--batch-size", "4"], "--batch-size: is not read"),

@@ -128,7 +128,7 @@ CASES = {
     "arch.grad_cycles": Case(("1", "2"), "losses", keeps=("parameters",), given=("arch.H_cycles=2",)),
     "arch.qk_norm_gain": Case(("false", "true"), "parameters"),
     "arch.grid_conv": Case(("false", "true"), "parameters"),
-    "arch.random_depth": Case(("false", "true"), "losses", keeps=("parameters",)),
+    "arch.random_depth": Case(("false", "true"), "losses", keeps=("parameters",), given=("arch.H_cycles=2",)),
     "arch.lpn_latent_dim": Case(("8", "16"), "parameters", given=("arch.encoder_type=lpn_variational",)),
     "arch.loss.pair_weight": Case(("0", "0.5"), "losses", keeps=("parameters",)),
     "arch.loss.kl_weight": Case(("0", "0.1"), "losses", given=("arch.encoder_type=hybrid_variational",)),

@@ -63,7 +63,10 @@ SYSTEMS = {
     "fixed": ("cfg_pretrain_etrm_arc_agi_1", ("arch.halting=fixed", "arch.num_act_steps=3", "epochs=2")),
     "options": (
         "cfg_pretrain_etrm_arc_agi_1",
-        ("arch.encoder_type=in_context", "arch.grid_conv=true", "arch.random_depth=true", "arch.loss.pair_weight=0.1"),
+        (
+            *("arch.encoder_type=in_context", "arch.grid_conv=true", "arch.loss.pair_weight=0.1"),
+            *("arch.random_depth=true", "arch.H_cycles=2"),
+        ),
     ),
     "muon": ("cfg_pretrain_etrm_arc_agi_1", ("optimizer=muon", "encoder_lr_scale=0.5")),
     "without average": ("cfg_pretrain_etrm_arc_agi_1", ("ema=false", "freeze_decoder_steps=7")),

@@ -12,7 +12,7 @@ from dataset.arc_tasks import Task
 from dataset.subsets import load_subset
 from inference.solver import Solution, Solver
 
-BASE = Path(__file__).parents[1] / "weights" / "arc_base"
+BASE = Path(__file__).parents[2] / "weights" / "arc_base"
 PUZZLE = "66e6c45b"
 QUICK = ("--votes", "2", "--device", "cpu", "--adapt-with", "views=2", "fork_every=0")
 
