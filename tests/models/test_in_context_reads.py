@@ -15,7 +15,7 @@ from learning.optim import OptimizerOptions
 from models import create_model
 from models.losses import create_loss_head
 
-COLOURS, SIDE, DEMOS, BATCH_SIZE, LR = 5, 3, 2, 16, 1e-3
+COLOURS, SIDE, DEMOS, BATCH_SIZE, LR, MUON_LR = 5, 3, 2, 16, 1e-3, 4e-3
 OVERRIDES = [
     "arch.hidden_size=64",
     "arch.num_heads=2",
@@ -27,11 +27,11 @@ OVERRIDES = [
 
 ETRM = ("cfg_pretrain_etrm_arc_agi_1", "arch.encoder_type=in_context")
 MODELS = [
-    pytest.param(ETRM[0], (ETRM[1],), 400, id="evolve"),
+    pytest.param(ETRM[0], (ETRM[1],), 170, id="evolve"),
     pytest.param(
         ETRM[0],
         (ETRM[1], "arch.context_mode=read", "arch.context_attention=pair", "arch.encoder_num_layers=1"),
-        250,
+        140,
         id="read",
     ),
 ]
@@ -81,7 +81,7 @@ def test_it_reads_permutations_of_colours_that_it_was_not_trained_on(
     arch = load_config(config_name, [*OVERRIDES, *overrides]).arch
     model = create_model(arch, SimpleNamespace(vocab_size=12, seq_len=900)).train()
     head = create_loss_head(arch, model)
-    learner = create_learner(head, LearnerOptions(OptimizerOptions(lr=LR), BATCH_SIZE))
+    learner = create_learner(head, LearnerOptions(OptimizerOptions("muon", lr=LR, muon_lr=MUON_LR), BATCH_SIZE))
     trained, held_out = split_rules()
     rng, carry = np.random.default_rng(0), None
     for step in range(steps):
