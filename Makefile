@@ -69,9 +69,9 @@ endif
 
 # Three minutes of training from nothing, then the base that comes along adapts to four evaluation puzzles.
 demo: $(VENV)/.installed data/arc1-demo/metadata.json
-	$(PY) pretrain_etrm.py --config-name cfg_demo optimizer=muon epochs=240 eval_interval=240
+	$(PY) pretrain_etrm.py --config-name cfg_demo optimizer=muon epochs=640 eval_interval=640
 	$(PY) solve.py $(addprefix --puzzle evaluation/,$(file < dataset/puzzle_lists/demo.txt)) \
-		--adapt-updates 150 --explain --output-dir demo
+		--adapt-updates 250 --explain --output-dir demo
 
 # The base that comes along, made again from nothing: two runs, which go on where they were stopped, then the export.
 reproduce-base: data/known_rules/metadata.json data/rearc/metadata.json data/arc-small/metadata.json
