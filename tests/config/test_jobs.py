@@ -50,7 +50,7 @@ def test_the_runner_finds_no_fault_in_a_job_file(path: Path) -> None:
     sheet = Sheet(JobFile(path), Options(gpus=("0", "1", "2", "3"), on_cpu=False))
     assert sheet.faults() == []
     assert JobFile(path).nearly_jobs() == []
-    assert {line.mark for line in JobFile(path).read()} == {" "}
+    assert {line.mark for line in JobFile(path).read()} <= {" ", "x"}  # what is finished may be said in the repository
 
 
 @pytest.mark.parametrize("words", ALL_JOBS)
