@@ -7,7 +7,7 @@ DATA := data/arc1-encoder-aug-1000
 SEED ?= 0
 BASE ?= weights/arc_base
 EXAM := dataset/puzzle_lists/arc_agi_1_evaluation_10x10.txt
-REPRODUCED ?= runs/base/exam-$(SEED)
+REPRODUCED ?= runs/base/exam-$(notdir $(BASE))-$(SEED)
 READY := $(if $(filter $(VENV)/bin/python,$(PY)),$(VENV)/.installed)
 
 .PHONY: rearc demo reproduce-base reproduce-arc test test-browser test-torture check check-gpu bench bench-check bench-cells bench-gpu torture setup
@@ -81,6 +81,7 @@ reproduce-base: data/known_rules/metadata.json data/rearc/metadata.json data/arc
 		load_pretrained_decoder=runs/base/known_rules-$(SEED) load_pretrained_encoder=runs/base/known_rules-$(SEED)
 	rm -rf runs/base/weights-$(SEED)
 	$(PY) -m checkpoints export runs/base/arc-$(SEED) --to weights --output runs/base/weights-$(SEED)
+	cp weights/arc_base/card.json runs/base/weights-$(SEED)
 
 # What a base is worth on 77 evaluation puzzles: by itself, then adapted to each. BASE=runs/base/weights-1 for another one.
 reproduce-arc: data/arc-small/metadata.json

@@ -2,6 +2,7 @@
 
 import json
 import re
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ import pytest
 import solve
 from dataset.arc_tasks import Task
 from dataset.subsets import load_subset
+from inference.adapt_arguments import asked_of
+from inference.adapt_options import AdaptOptions
+from inference.shipped import card_of
 from inference.solver import Solution, Solver
 
 BASE = Path(__file__).parents[2] / "weights" / "arc_base"
@@ -17,8 +21,8 @@ PUZZLE = "66e6c45b"
 QUICK = ("--votes", "2", "--device", "cpu", "--adapt-with", "views=2", "fork_every=0")
 
 
-def puzzle() -> Task:
-    return next(task for task in load_subset("evaluation")[0] if task.id == PUZZLE)
+def puzzle(name: str = PUZZLE) -> Task:
+    return next(task for task in load_subset("evaluation")[0] if task.id == name)
 
 
 def is_right(solution: Solution, task: Task) -> bool:
@@ -70,3 +74,26 @@ def test_a_card_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(SystemExit):
         solve.main(["--checkpoint", str(tmp_path), "--puzzle", f"evaluation/{PUZZLE}"])
     assert "card.json: no card of a base" in capsys.readouterr().err
+
+
+def test_the_options_of_a_card_hold_where_the_command_line_has_no_others() -> None:
+    def options(*given: str) -> AdaptOptions:
+        asked = asked_of(Namespace(adapt=1.0, adapt_updates=None, adapt_with=list(given)), card_of(BASE))
+        assert asked is not None
+        return asked.options
+
+    assert (options().translate, options().fork_every) == (False, 0)
+    assert (options("translate=true").translate, options("translate=true").fork_every) == (True, 0)
+
+
+def test_a_program_that_names_no_options_has_those_of_the_card() -> None:
+    """Of three demonstrations none is left out: the card has no fork."""
+    task = puzzle("68b67ca3")
+    assert len(task.train) == 3
+    solver = Solver.load(BASE, device="cpu")
+    found = [solver.predict(task, votes=2, adapt_updates=3, adapt_with=how)[0] for how in (None, AdaptOptions())]
+    by_card, by_default = (solution.adaptation for solution in found)
+    assert by_card is not None
+    assert by_default is not None
+    assert by_card.marks[-1].agreement is None
+    assert by_default.marks[-1].agreement is not None
