@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from checkpoints.checkpoint import CheckpointError
 from config.fields import Positive, PositiveFloat, Section
 from dataset.arc_tasks import Task
+from dataset.build_arc_dataset import largest_side, without_outputs
 
 CARD_FILE = "card.json"
 SHOWN = 5
@@ -58,12 +59,7 @@ def card_of(checkpoint: str | Path) -> Card | None:
 
 def larger_than(card: Card, tasks: Iterable[Task]) -> list[str]:
     """The ids of tasks with a known grid that is larger than any that the base was trained on."""
-    return [task.id for task in tasks if _largest_side(task) > card.largest_side]
-
-
-def _largest_side(task: Task) -> int:
-    grids = [pair.input for pair in (*task.train, *task.test)] + [pair.output for pair in task.train]
-    return max(side for grid in grids if grid is not None for side in grid.shape)
+    return [task.id for task in tasks if largest_side(without_outputs(task)) > card.largest_side]
 
 
 def size_warning(card: Card, larger: Sequence[str], tasks: int) -> str:
