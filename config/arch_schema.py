@@ -190,6 +190,7 @@ class EncoderArch(ArchConfig):
     encoder_layer_scale_init: PositiveFloat | None
     encoder_qk_norm: bool
     encoder_pooling_method: Literal["mean", "attention", "weighted"]
+    encoder_aligned_cells: bool = False
     context_tokens: Literal["one", "two"] = "one"
     context_attention: Literal["all", "alternate", "pair"] = "all"
     query_as_context: bool = False
@@ -209,6 +210,7 @@ class EncoderArch(ArchConfig):
         """What an encoder that embeds cells does not read: among others, these keys of layers."""
         unused = dict.fromkeys(layers, f"{choice} has no such layers")
         unused["encoder_pooling_method"] = f"{choice} pools nothing"
+        unused["encoder_aligned_cells"] = f"{choice} embeds the aligned cell always"
         if self.pos_encodings != "rope":
             unused["puzzle_emb_len"] = f"{choice} has a token for each cell; rope alone counts by it"
         return unused

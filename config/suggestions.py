@@ -53,6 +53,7 @@ SYNONYMS = {
     "arch.encoder_num_layers": "encoder_layers encoder_depth num_encoder_layers n_encoder_layers enc_layers",
     "arch.encoder_type": "encoder encoder_name",
     "arch.encoder_pooling_method": "pooling_method encoder_pooling pool",
+    "arch.encoder_aligned_cells": "aligned_cells encoder_aligned aligned",
     "arch.forward_dtype": "dtype precision amp fp16 bf16 mixed_precision torch_dtype use_amp",
     "arch.pos_encodings": "pos_encoding positional_encoding position_encoding pos_emb positional_embedding",
     "arch.halt_max_steps": "max_act_steps act_steps halt_steps n_sup supervision_steps max_halt_steps",

@@ -129,6 +129,9 @@ def pair_vector(encoder: Any, grid_in: Tensor, grid_out: Tensor, config: Any) ->
         encoder.output_embedding.embedding_weight[tokens[positions]],
         encoder.input_embedding.embedding_weight[tokens[positions]],
     )
+    if config.encoder_aligned_cells:
+        other = torch.cat([grid_out, grid_in]).long()[positions]  # PAD, row 0, where that grid has no cell
+        embedded = embedded + encoder.aligned_embedding.embedding_weight[other]
     x = embedded * math.sqrt(config.hidden_size)
     for block in encoder.layers:
         x = encoder_block(x, block, positions, config)

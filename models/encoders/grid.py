@@ -36,6 +36,7 @@ class GridEncoder(nn.Module):
         self.output_embedding = TokenEmbedding(VOCAB_SIZE, hidden)
         if has_cls:
             self.cls_embedding = nn.Parameter(trunc_normal_(torch.empty(1, hidden), hidden**-0.5))
+        self.aligned_embedding = TokenEmbedding(VOCAB_SIZE, hidden) if config.encoder_aligned_cells else None
         self.layers = nn.ModuleList(
             TransformerBlock(
                 hidden,
@@ -69,13 +70,24 @@ class GridEncoder(nn.Module):
         return x, packing
 
     def _embedded(self, tokens: Tensor, packing: Packing, is_output: Tensor) -> Float[Tensor, "n hidden"]:
-        """Rows 0-11 of the joint table embed input tokens, rows 12-23 output tokens, row 24 is CLS."""
+        """Rows 0-11 of the joint table embed input tokens, rows 12-23 output tokens, row 24 is CLS.
+
+        With `encoder_aligned_cells` what the other grid of the pair has at the same place comes on top, PAD for none.
+        """
         weights: list[Tensor] = [self.input_embedding.embedding_weight, self.output_embedding.embedding_weight]
         if self.num_cls:
             weights.append(self.cls_embedding)
-            tokens = torch.cat([torch.full_like(tokens[:, :1], 2 * VOCAB_SIZE), tokens], dim=1)
-        index = packing.gather(tokens) + VOCAB_SIZE * is_output
-        return F.embedding(index, (torch.cat(weights) * self.embed_scale).to(self.dtype))
+        index = packing.gather(self._behind_cls(tokens, 2 * VOCAB_SIZE)) + VOCAB_SIZE * is_output
+        embedded = F.embedding(index, (torch.cat(weights) * self.embed_scale).to(self.dtype))
+        if self.aligned_embedding is None:
+            return embedded
+        aligned = packing.gather(self._behind_cls(tokens.roll(SEQ_LEN, dims=1), PAD))
+        table = self.aligned_embedding.embedding_weight * self.embed_scale
+        return embedded + F.embedding(aligned, table.to(self.dtype))
+
+    def _behind_cls(self, tokens: Tensor, cls: int) -> Tensor:
+        """A column of `cls` before the tokens, where there is such a token."""
+        return F.pad(tokens, (self.num_cls, 0), value=cls)
 
     def _places(self, positions: Tensor, is_output: Tensor) -> Tensor:
         """In `rope` the output follows the input; on the canvas a cell stands where it is in either grid."""

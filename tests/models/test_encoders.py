@@ -22,6 +22,7 @@ VARIANTS = [
     ("arch.encoder_norm_style=pre", "arch.encoder_layer_scale_init=0.3"),
     ("arch.encoder_layer_scale_init=0.3", "arch.encoder_qk_norm=true"),
     ("arch.encoder_num_layers=1", "arch.encoder_set_layers=2", "arch.puzzle_emb_len=5"),
+    ("arch.encoder_aligned_cells=true",),
 ]
 
 
@@ -84,6 +85,15 @@ def test_pad_and_masked_slots_have_no_influence(shrunk_config: Load, batch: Batc
     assert torch.equal(before, encode(encoder, noisy))
 
 
+def test_what_a_masked_slot_holds_is_no_aligned_cell(shrunk_config: Load, batch: Batch) -> None:
+    encoder = create_encoder(shrunk_config("arch.encoder_aligned_cells=true").arch).eval()
+    noisy = dict(batch)
+    for key in ("demo_inputs", "demo_labels"):
+        noise = torch.randint(0, 12, batch[key].shape, dtype=torch.uint8)
+        noisy[key] = torch.where(batch["demo_mask"][..., None], batch[key], noise)
+    assert torch.equal(encode(encoder, batch), encode(encoder, noisy))
+
+
 @pytest.mark.parametrize("encoder_type", list(ENCODERS))
 def test_every_token_of_every_demonstration_has_influence(shrunk_config: Load, batch: Batch, encoder_type: str) -> None:
     encoder = create_encoder(shrunk_config(f"arch.encoder_type={encoder_type}").arch).eval()
@@ -140,9 +150,10 @@ def test_every_encoder_parameter_gets_a_gradient_from_the_decoders_loss(
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_lpn_context_equals_a_naive_loop(shrunk_config: Load, batch: Batch) -> None:
+@pytest.mark.parametrize("aligned", ["false", "true"])
+def test_lpn_context_equals_a_naive_loop(shrunk_config: Load, batch: Batch, aligned: str) -> None:
     """[CLS ; input ; output] at positions 0, 1, ..., pre-norm blocks, normed CLS, mean over pairs, linear."""
-    config = shrunk_config("arch.encoder_type=lpn_standard").arch
+    config = shrunk_config("arch.encoder_type=lpn_standard", f"arch.encoder_aligned_cells={aligned}").arch
     encoder = create_encoder(config)
     grid = encoder.grid_encoder
     for i, context in enumerate(encode(encoder, batch)):
@@ -151,8 +162,11 @@ def test_lpn_context_equals_a_naive_loop(shrunk_config: Load, batch: Batch) -> N
             tokens = torch.cat([batch["demo_inputs"][i, k], batch["demo_labels"][i, k]]).long()
             kept = torch.nonzero(tokens).squeeze(-1)
             tables = (grid.input_embedding.embedding_weight, grid.output_embedding.embedding_weight)
-            embedded = [grid.cls_embedding[0], *(tables[int(p >= 900)][tokens[p]] for p in kept)]
-            x = torch.stack(embedded) * config.hidden_size**0.5
+            embedded = torch.stack([grid.cls_embedding[0], *(tables[int(p >= 900)][tokens[p]] for p in kept)])
+            if config.encoder_aligned_cells:  # CLS has none: PAD
+                other = [0, *((*tokens[900:], *tokens[:900])[p] for p in kept)]
+                embedded = embedded + grid.aligned_embedding.embedding_weight[other]
+            x = embedded * config.hidden_size**0.5
             positions = torch.cat([torch.zeros(1, dtype=torch.long), kept + 1])
             for block in grid.layers:
                 x = x + self_attention(rms(x), block.self_attn, positions)

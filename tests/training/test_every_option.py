@@ -102,6 +102,7 @@ CASES = {
     "arch.encoder_layer_scale_init": Case(("null", "0.1", "1.0"), "losses"),
     "arch.encoder_qk_norm": Case(("false", "true"), "losses", keeps=("parameters",)),
     "arch.encoder_pooling_method": Case(("mean", "attention", "weighted"), "losses"),
+    "arch.encoder_aligned_cells": Case(("false", "true"), "parameters"),
     "arch.encoder_set_layers": Case(("1", "2"), "parameters"),
     "arch.encoder_type": Case(
         ("standard", "hybrid_standard", "hybrid_variational", "lpn_standard", "lpn_variational", "in_context"),
