@@ -1,7 +1,8 @@
 """Runs side by side: `python -m reports.compare RUN... --output-dir DIR`.
 
 Writes the comparison matrix (`matrix.md`), the training curves as one figure (`curves.svg`), and a small summary of
-each run's `metrics.jsonl` (`summary/<run>.json`).
+each run's `metrics.jsonl` (`summary/<run>.json`). A run is its folder, or such a summary: it holds the run's row of the
+matrix, so a series that is made over days is put together again from what was kept of each run.
 """
 
 import argparse
@@ -9,15 +10,17 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
+from inference.control_table import PREFIX
 from reports.run_reader import Run, load_run, with_distinct_names
-from utils.files import write_file
+from utils.files import read_json, write_file
 from utils.run_status import read_status
 
 log = logging.getLogger(__name__)
@@ -104,6 +107,8 @@ def matrix_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
             "gradient share": shown(run.last("grad/encoder_share"), "{:.0f} %", 100),
             "carry change (rel.)": shown(run.last("train/encoder_carry_change_rel"), "{:.2f}"),
             "held-out accuracy": f"{shown(run.final('eval/accuracy'), '{:.1f} %', 100)} {_word(run)}".rstrip(),
+            "held-out exact match": shown(run.controls.get(f"{PREFIX}/right_exact_accuracy"), "{:.1f} %", 100),
+            "a donor's demonstrations": shown(run.controls.get(f"{PREFIX}/donor_exact_accuracy"), "{:.1f} %", 100),
             "pass@1": str(pass_at(run, 1) or MISSING),
             "notes": notes(run),
         }
@@ -128,10 +133,16 @@ def notes(run: Run) -> str:
     return "; ".join(found)
 
 
-def matrix(runs: Sequence[Run]) -> str:
+def telling(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The rows with all columns that say something of one of them."""
+    columns = [c for c in dict.fromkeys(chain(*rows)) if any(row.get(c, MISSING) not in ("", MISSING) for row in rows)]
+    return [{column: row.get(column, MISSING) for column in columns} for row in rows]
+
+
+def matrix(rows: Sequence[Mapping[str, str]]) -> str:
     """The comparison matrix as Markdown."""
-    rows = matrix_rows(runs)
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    told = telling(rows)
+    lines = [list(told[0]), ["---"] * len(told[0]), *(list(row.values()) for row in told)]
     return "".join(f"| {' | '.join(map(_markdown_cell, line))} |\n" for line in lines)
 
 
@@ -177,25 +188,46 @@ def summary_rows(run: Run) -> list[dict[str, float]]:
     return [{key: round(row[key], 4) for key in keys if key in row} for row in kept]
 
 
+def load(path: Path) -> tuple[Run, dict[str, str] | None]:
+    """A run by its folder, or by its summary with its row of the matrix.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not path.is_file():
+        return load_run(path), None
+    try:
+        kept = read_json(path)
+        run, row = Run(path.stem, kept["config"], kept["rows"], path.with_suffix("")), kept["row"]
+        if not isinstance(row, dict) or not run.rows:
+            raise ValueError("it has no row of a matrix, or no metrics")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a summary of a run ({type(error).__name__}: {error})") from error
+    return run, row
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; status 2 and one message for a folder that is no run."""
+    """The command line; status 2 and one message for what is neither a run nor a summary."""
     parser = argparse.ArgumentParser(prog="python -m reports.compare", description="Compare runs.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder, or a summary of one")
     parser.add_argument("--output-dir", type=Path, required=True)
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        runs = with_distinct_names([load_run(folder) for folder in arguments.runs])
+        loaded = [load(path) for path in arguments.runs]
+        runs = with_distinct_names([run for run, _ in loaded])
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
+    rows = [row or matrix_rows([run])[0] for run, (_, row) in zip(runs, loaded, strict=True)]
     (arguments.output_dir / "summary").mkdir(parents=True, exist_ok=True)
-    write_file(arguments.output_dir / "matrix.md", matrix(runs))
+    write_file(arguments.output_dir / "matrix.md", matrix(rows))
     write_file(arguments.output_dir / "curves.svg", curves_svg(runs))
-    for run in runs:
-        rows = {"config": run.config, "rows": summary_rows(run)}
-        summary = arguments.output_dir / "summary" / f"{run.name.replace(os.sep, '-')}.json"
-        write_file(summary, json.dumps(rows, indent=0) + "\n")
-    log.info("%s", matrix(runs))
+    for run, (_, known), row in zip(runs, loaded, rows, strict=True):
+        if known is None:
+            summary = {"config": run.config, "row": row, "rows": summary_rows(run)}
+            path = arguments.output_dir / "summary" / f"{run.name.replace(os.sep, '-')}.json"
+            write_file(path, json.dumps(summary, indent=0) + "\n")
+    log.info("%s", matrix(rows))
 
 
 if __name__ == "__main__":

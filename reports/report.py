@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from inference.puzzle_results import KEPT_KS, read_puzzle_results
 from inference.traces import TRACES_FILE, QueryTrace, read_traces
-from reports.compare import SUMMARY_KEYS, matrix, matrix_rows
+from reports.compare import SUMMARY_KEYS, matrix, matrix_rows, telling
 from reports.curves import MAX_POINTS, PANELS, draw_panels, seed_groups
 from reports.pages import QueryView, percent, query_html, templates
 from reports.puzzles import query_views, shown_table, solved_puzzles
@@ -125,7 +125,7 @@ def report_html(runs: Sequence[Run]) -> str:
         name: {run: found[name] for run, (_, found) in traces.items() if found.get(name)}
         for name in dict.fromkeys(name for _, found in traces.values() for name in found)
     }
-    lines = seed_groups(runs)
+    lines, rows = seed_groups(runs), matrix_rows(runs)
     return templates.get_template("report.html.j2").render(
         title=f"Report of {runs[0].name if len(runs) == 1 else f'{len(runs)} runs'}",
         written=utc(time.time()),
@@ -145,8 +145,8 @@ def report_html(runs: Sequence[Run]) -> str:
         shown=shown_table(sections.get(TRAINING, {})),
         sections=draw_sections(sections),
         predicted_at={run: step for run, (step, found) in traces.items() if found},
-        matrix=matrix_rows(runs),
-        markdown=matrix(runs),
+        matrix=telling(rows),
+        markdown=matrix(rows),
         faults=read.faults,
     )
 

@@ -10,8 +10,10 @@ import yaml
 from reports.compare import load_run, main
 
 
-def write_run(folder: Path, accuracies: list[float], **config: object) -> Path:
-    """A run folder of one line every 50 steps."""
+def write_run(
+    folder: Path, accuracies: list[float], evaluated: dict[str, float] | None = None, **config: object
+) -> Path:
+    """A run folder of one line every 50 steps and an evaluation."""
     folder.mkdir()
     arch = {"name": "recursive_reasoning.etrm@TRMWithEncoder", "encoder_type": "standard"}
     (folder / "config.yaml").write_text(yaml.safe_dump({"arch": arch, **config}))
@@ -19,7 +21,8 @@ def write_run(folder: Path, accuracies: list[float], **config: object) -> Path:
         {"step": 50 * (i + 1), "train/accuracy": accuracy, "train/lm_loss": 1 - accuracy, "grad/encoder_share": 0.4}
         for i, accuracy in enumerate(accuracies)
     ]
-    rows.append({"step": rows[-1]["step"], "eval/accuracy": 0.5, "ARC/pass@1_solved": 1.5, "ARC/num_puzzles": 32})
+    end = {"step": rows[-1]["step"]}
+    rows.append({**end, "eval/accuracy": 0.5, "ARC/pass@1_solved": 1.5, "ARC/num_puzzles": 32, **(evaluated or {})})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -37,11 +40,40 @@ def test_the_matrix_shows_smoothed_accuracy_and_the_steps_to_a_level(tmp_path: P
     main([str(first), str(second), "--output-dir", str(tmp_path / "out")])
     row = cells(tmp_path / "out", "first")
     assert (row["train accuracy"], row["steps to 80 %"], row["steps to 90 %"]) == ("95.0 %", "150", "200")
-    assert (row["gradient share"], row["pass@1"], row["carry change (rel.)"]) == ("40 %", "1.5/32", "–")
+    assert (row["gradient share"], row["pass@1"]) == ("40 %", "1.5/32")
+    assert not {"carry change (rel.)", "notes"} & row.keys(), "no run has a latent that moves, or anything to be noted"
     assert row["model"] == "ETRM standard"
     frozen = cells(tmp_path / "out", "second")
     assert (frozen["model"], frozen["steps to 80 %"]) == ("ETRM standard, encoder frozen", "–")
     assert json.loads((tmp_path / "out/summary/first.json").read_text())["rows"][-1]["eval/accuracy"] == 0.5
+
+
+def test_the_matrix_is_put_together_again_from_the_summaries(tmp_path: Path) -> None:
+    """Of runs of which only one has controls and is long, so that its summary lacks most of its lines."""
+    controls = {f"eval/controls/{key}": 0.25 for key in ("queries", "right_exact_accuracy", "donor_exact_accuracy")}
+    long = write_run(tmp_path / "long", [i / 300 for i in range(300)], controls)
+    runs = [long, write_run(tmp_path / "short", [0.85], freeze_encoder=True)]
+    main([*map(str, runs), "--output-dir", str(tmp_path / "out")])
+    assert cells(tmp_path / "out", "long")["a donor's demonstrations"] == "25.0 %"
+    assert cells(tmp_path / "out", "short")["a donor's demonstrations"] == "–"
+    summaries = [tmp_path / f"out/summary/{run.name}.json" for run in runs]
+    kept = [path.read_bytes() for path in summaries]
+    main([*map(str, summaries), "--output-dir", str(tmp_path / "again")])
+    assert (tmp_path / "again/matrix.md").read_text() == (tmp_path / "out/matrix.md").read_text()
+    main([str(summaries[0]), str(runs[1]), "--output-dir", str(tmp_path / "out")])  # in place, one run anew
+    assert [path.read_bytes() for path in summaries] == kept
+    assert (tmp_path / "again/matrix.md").read_text() == (tmp_path / "out/matrix.md").read_text()
+
+
+def test_a_file_that_is_no_summary_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for content in ("{", "[]", json.dumps({"config": {}, "rows": [{"step": 1}]})):
+        path = tmp_path / "one.json"
+        path.write_text(content)
+        with pytest.raises(SystemExit) as caught:
+            main([str(path), "--output-dir", str(tmp_path / "out")])
+        assert caught.value.code == 2
+        assert "one.json: not a summary of a run" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_figure_draws_every_run_in_every_panel_that_it_has(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_contaminated_figures_are_named_so(tmp_path: Path) -> None:
         "1/32 contaminated 95 %: 1.0–20.0 %",
         "2.5/32 contaminated 95 %: 1.0–20.0 %",
     ]
-    assert row_of(html, "matrix", "run")[-2] == "1/32 contaminated"
+    assert row_of(html, "matrix", "run")[-1] == "1/32 contaminated"
     assert "contaminated: 1 of them seen" in row_of(html, "solved", "run")[2]
     assert row_of(html, "solved", "seen") == ["seen", "✓ pass@1 contaminated"]
 
