@@ -17,7 +17,7 @@ from config.schema import TrainConfig
 from dataset.arc_tasks import Task
 from dataset.build_arc_dataset import store_of_tasks, without_outputs
 from dataset.context_limit import ContextLimit
-from inference.adapt_answers import Mark, Votes, answer_of
+from inference.adapt_answers import Mark, Votes, answer_of, ranked
 from inference.adapt_options import AdaptError, AdaptOptions, Budget, mark_updates
 from inference.adapt_questions import Questions
 from inference.adapt_systems import refusal, with_new_identifiers
@@ -132,7 +132,7 @@ class _Session:
             seconds=self.seconds,
             ended=ended,
             marks=tuple(self.marks[:1] if failed else self.marks),
-            pooled=len(self.marks) if self.options.control == "votes" else self.options.pooled_marks,
+            pooled=self.pooled,
             versions=len(self.asking.store.dihedral),
             demos_left_out=self.asking.data.left_out().get(self.task.id, 0),
             model=self.base if failed else model,
@@ -170,12 +170,22 @@ class _Session:
             number = len(self.marks)
             store = store_of_tasks([self.task], options.votes - 1, task_key(self.task, options.seed, f"votes {number}"))
             with torch.no_grad():
-                votes = Questions(store, self.key, config, options, self.device).votes(self.base)
+                votes = Questions(store, self.key, config, options, self.device).votes(self.base, self._earlier())
             self.updates += cost
             self.mark_seconds = self.clock() - started
             self.marks.append(replace(self.marks[0], updates=self.updates, seconds=self.seconds, votes=votes))
             self.tell(self.marks[-1], self.updates, self.seconds)
         return ended
+
+    @property
+    def pooled(self) -> int:
+        """How many marks are counted together; under the control of more votes all of them."""
+        return len(self.marks) if self.options.control == "votes" else self.options.pooled_marks
+
+    def _earlier(self) -> Votes:
+        """What the marks voted for that the next one is counted together with."""
+        adapted = self.marks[1:]
+        return ranked(adapted[max(0, len(adapted) - self.pooled + 1) :], by_agreement=False)
 
     def _courses(self) -> tuple[Course, Course | None]:
         """What learns from all demonstrations, and where one is left out, what learns from the others."""
@@ -270,7 +280,7 @@ class _Session:
         if blind is not None and asking.left_out is not None:
             agreement = float(asking.right(blind, asking.left_out).mean())
         explained = 0 if asking.explained is None else int(asking.right(model, asking.explained).sum())
-        votes = asking.votes(model)
+        votes = asking.votes(model, self._earlier())
         self.mark_seconds = self.clock() - started
         self.marks.append(Mark(self.updates, self.seconds, loss, explained, agreement, votes))
         self.tell(self.marks[-1], self.updates, self.seconds)

@@ -30,6 +30,11 @@ class Mark:
     votes: Votes
 
 
+def key_of(vote: VotedGrid) -> GridKey:
+    """The same of equal grids."""
+    return vote.grid.shape, vote.grid.tobytes()
+
+
 def voted(candidates: Sequence[Candidate]) -> tuple[VotedGrid, ...]:
     """Ranked candidates as they are kept."""
     return tuple(VotedGrid(c.grid, c.votes, c.rank_key[1]) for c in candidates)
@@ -46,11 +51,24 @@ def ranked(marks: Sequence[Mark], *, by_agreement: bool = True) -> Votes:
     return tuple(_joined(parts, weights) for parts in zip(*(mark.votes for mark in marks), strict=True))
 
 
+def likeliest_second(votes: tuple[VotedGrid, ...]) -> tuple[VotedGrid, ...]:
+    """The first candidate as it is, behind it the one that the weights find most likely, then the others.
+
+    Two attempts by the same measure would often be two slips of one drawing: the second asks another measure.
+    """
+    known = [number for number, vote in enumerate(votes) if number and vote.likelihood is not None]
+    if not known:
+        return votes
+    second = max(known, key=lambda number: (votes[number].likelihood, -number))
+    return votes[0], votes[second], *votes[1:second], *votes[second + 1 :]
+
+
 def _joined(parts: Sequence[tuple[VotedGrid, ...]], weights: Sequence[float]) -> tuple[VotedGrid, ...]:
+    """A candidate is as likely as the last mark that knows it says; without any vote in these marks it is none."""
     joined: dict[GridKey, tuple[float, int, float, VotedGrid]] = {}
     for votes, weight in zip(parts, weights, strict=True):
         for vote in votes:
-            key = (vote.grid.shape, vote.grid.tobytes())
+            key = key_of(vote)
             score, count, confidence, _ = joined.get(key, (0.0, 0, 0.0, vote))
             joined[key] = (
                 score + weight * vote.votes,
@@ -59,8 +77,11 @@ def _joined(parts: Sequence[tuple[VotedGrid, ...]], weights: Sequence[float]) ->
                 vote,
             )
     # Equal scores, votes and confidences fall back on the grid itself.
-    order = sorted(joined.items(), key=lambda item: (*item[1][:2], item[1][2] / item[1][1], item[0]), reverse=True)
-    return tuple(VotedGrid(vote.grid, count, confidence / count) for _, (_, count, confidence, vote) in order)
+    asked = [(key, found) for key, found in joined.items() if found[1]]
+    order = sorted(asked, key=lambda item: (*item[1][:2], item[1][2] / item[1][1], item[0]), reverse=True)
+    return tuple(
+        VotedGrid(vote.grid, count, confidence / count, vote.likelihood) for _, (_, count, confidence, vote) in order
+    )
 
 
 def agreement_fell(first: Mark, last: Mark) -> bool:
@@ -79,8 +100,13 @@ def answering_marks(marks: Sequence[Mark], pooled: int, *, by_agreement: bool = 
 
 
 def answer_of(marks: Sequence[Mark], pooled: int, *, by_agreement: bool = True) -> Votes:
-    """The answer after the last of some marks; see `answering_marks` and `ranked`."""
-    return ranked(answering_marks(marks, pooled, by_agreement=by_agreement), by_agreement=by_agreement)
+    """The answer after the last of some marks; see `answering_marks`, `ranked` and `likeliest_second`.
+
+    Args:
+        by_agreement: else votes alone decide, on the second place too.
+    """
+    votes = ranked(answering_marks(marks, pooled, by_agreement=by_agreement), by_agreement=by_agreement)
+    return tuple(likeliest_second(part) for part in votes) if by_agreement else votes
 
 
 def same_first(one: Votes, other: Votes) -> bool:

@@ -1,11 +1,14 @@
 """What weights that adapt to a task are asked at each mark: its versions' votes, and its own demonstrations."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int32, Int64
+from torch import Tensor
 
 from config.schema import TrainConfig
 from dataset.arc_tasks import Task
@@ -15,10 +18,15 @@ from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.store import PuzzleStore
 from evaluators.arc import ARC
 from evaluators.eos_utils import compute_exact_match
-from inference.adapt_answers import Votes, voted
+from inference.adapt_answers import Votes, key_of, voted
 from inference.adapt_options import AdaptOptions
 from inference.adapt_views import asked_of_the_others
+from inference.likelihood import likelihoods
+from inference.traces import VotedGrid
 from models.act import RecursiveReasoner
+from models.losses import LOG_PROBABILITIES
+
+MOST_JUDGED = 16  # candidates of a mark, and as many of the marks before it
 
 
 def refuse_without_room(tasks: Sequence[Task], config: TrainConfig) -> None:
@@ -41,6 +49,7 @@ class Questions:
     def __init__(self, store: PuzzleStore, key: int, config: TrainConfig, options: AdaptOptions, device: torch.device):
         self.store, self.device = store, device
         self.count = int(store.puzzle_demos[0])
+        self.log_probabilities_of = LOG_PROBABILITIES[config.arch.loss.loss_type]
         limits = {"max_demos": config.max_demos, "max_context_tokens": config.max_context_tokens}
         self.data = FewshotEvalDataset(store, batch_size=config.eval_batch_size, **limits)
         self.batches = [self.data[number] for number in range(len(self.data))]
@@ -64,15 +73,51 @@ class Questions:
     def _moved(self, batch: Batch) -> Batch:
         return {key: value.to(self.device) for key, value in batch.items()}
 
-    def votes(self, model: RecursiveReasoner) -> Votes:
-        """What the versions of the task vote for. None is predicted again on the full canvas."""
+    def votes(self, model: RecursiveReasoner, earlier: Votes = ()) -> Votes:
+        """What the versions of the task vote for. None is predicted again on the full canvas.
+
+        Args:
+            earlier: of each test input what earlier weights voted for; what these do not vote for stands behind their
+                own candidates, without a vote, for they too are asked how likely it is.
+        """
         voting = ARC(self.data)
+        log_probabilities = []
         for batch in self.batches:
             moved = {key: value.to(self.device) for key, value in batch.items() if key != "query_indices"}
             *_, outputs = model.rollout(moved)
             predictions = outputs["logits"].argmax(-1).to(torch.uint8).cpu().numpy()
             voting.update(batch["query_indices"].numpy(), predictions, outputs["q_halt_logits"].float().cpu().numpy())
-        return tuple(voted(result.candidates) for result in voting.results())
+            log_probabilities.append(self.log_probabilities_of(outputs["logits"]).float())
+        results, table = voting.results(), torch.cat(log_probabilities)
+        asked = torch.cat([batch["query_indices"] for batch in self.batches]).numpy()
+        return tuple(
+            self._judged(table, asked, result.pair, voted(result.candidates), before)
+            for result, before in zip_longest(results, earlier, fillvalue=())
+        )
+
+    def _judged(
+        self,
+        log_probabilities: Float[Tensor, "queries 900 vocab"],
+        asked: Int32[np.ndarray, " queries"],
+        pair: int,
+        votes: tuple[VotedGrid, ...],
+        earlier: tuple[VotedGrid, ...],
+    ) -> tuple[VotedGrid, ...]:
+        """The candidates of a test input with the likelihood of the first ones, and of the first ones of before."""
+        own = {key_of(vote) for vote in votes}
+        others = [replace(vote, votes=0, confidence=0.0) for vote in earlier if key_of(vote) not in own]
+        judged = [*votes[:MOST_JUDGED], *others[:MOST_JUDGED]]
+        rows = np.flatnonzero(self.data.query_pair[asked] == pair)
+        versions = self.data.query_augmentation[asked[rows]]
+        found = likelihoods(
+            log_probabilities[rows],
+            [vote.grid for vote in judged],
+            self.store.dihedral[versions],
+            self.store.colors[versions],
+        )
+        judged = [replace(vote, likelihood=value) for vote, value in zip(judged, found, strict=True)]
+        count = len(votes[:MOST_JUDGED])
+        return *judged[:count], *votes[count:], *judged[count:]
 
     @staticmethod
     def right(model: RecursiveReasoner, batch: Batch) -> np.ndarray:

@@ -37,11 +37,15 @@ class StepPrediction:
 
 @dataclass(frozen=True)
 class VotedGrid:
-    """A candidate of the vote over augmentations: how many predicted it, and their mean confidence."""
+    """A candidate of the vote over augmentations: how many predicted it, and their mean confidence.
+
+    likelihood: its log-probability in the mean over versions (None: not asked for, see `inference.likelihood`).
+    """
 
     grid: Grid
     votes: int
     confidence: float
+    likelihood: float | None = None
 
 
 @dataclass(frozen=True)

@@ -23,25 +23,33 @@ def valid_labels(labels: Int[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
     return labels > PAD
 
 
-def stablemax_cross_entropy(
-    logits: Float[Tensor, "*shape vocab"], labels: Int[Tensor, "*shape"]
-) -> Float[Tensor, "*shape"]:
-    """-log of s(x_label) / Σ s(x), with s(x) = x + 1 for x ≥ 0 and 1 / (1 - x) for x < 0, in float64.
+def log_stablemax(logits: Float[Tensor, "*shape vocab"]) -> Float[Tensor, "*shape vocab"]:
+    """log of s(x) / Σ s(x), with s(x) = x + 1 for x ≥ 0 and 1 / (1 - x) for x < 0, in float64.
 
-    Zero where the label is PAD or IGNORE_LABEL_ID. Source: "Grokking at the Edge of Numerical Stability",
-    arXiv 2501.04697.
+    Source: "Grokking at the Edge of Numerical Stability", arXiv 2501.04697.
     """
     x = logits.double()
     scores = torch.where(x < 0, 1 / (1 - x.clamp(max=0)), x.clamp(min=0) + 1)
-    log_probabilities = torch.log(scores) - torch.log(scores.sum(-1, keepdim=True))
-    return _pick(log_probabilities, labels)
+    return torch.log(scores) - torch.log(scores.sum(-1, keepdim=True))
+
+
+def log_softmax(logits: Float[Tensor, "*shape vocab"]) -> Float[Tensor, "*shape vocab"]:
+    """The usual log-probabilities, in float32."""
+    return torch.log_softmax(logits.float(), dim=-1)
+
+
+def stablemax_cross_entropy(
+    logits: Float[Tensor, "*shape vocab"], labels: Int[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """-`log_stablemax` of the labels; zero where the label is PAD or IGNORE_LABEL_ID."""
+    return _pick(log_stablemax(logits), labels)
 
 
 def softmax_cross_entropy(
     logits: Float[Tensor, "*shape vocab"], labels: Int[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:
     """The usual cross-entropy in float32; zero where the label is PAD or IGNORE_LABEL_ID."""
-    return _pick(torch.log_softmax(logits.float(), dim=-1), labels)
+    return _pick(log_softmax(logits), labels)
 
 
 def _pick(log_probabilities: Tensor, labels: Tensor) -> Tensor:
@@ -53,6 +61,10 @@ def _pick(log_probabilities: Tensor, labels: Tensor) -> Tensor:
 TOKEN_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "stablemax_cross_entropy": stablemax_cross_entropy,
     "softmax_cross_entropy": softmax_cross_entropy,
+}
+LOG_PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "stablemax_cross_entropy": log_stablemax,
+    "softmax_cross_entropy": log_softmax,
 }
 
 

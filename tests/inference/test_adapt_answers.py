@@ -12,8 +12,8 @@ from inference.adapt_record import Answered
 from inference.traces import VotedGrid
 
 
-def vote(color: int, votes: int, confidence: float = 0.5) -> VotedGrid:
-    return VotedGrid(np.full((1, 2), color, dtype=np.uint8), votes, confidence)
+def vote(color: int, votes: int, confidence: float = 0.5, likelihood: float | None = None) -> VotedGrid:
+    return VotedGrid(np.full((1, 2), color, dtype=np.uint8), votes, confidence, likelihood)
 
 
 def mark(updates: int, agreement: float | None, *votes: VotedGrid) -> Mark:
@@ -41,6 +41,23 @@ def test_without_agreement_votes_alone_rank_then_confidence() -> None:
     unknown = [mark(m.updates, None, *m.votes[0]) for m in (EARLY, LATE)]
     assert colors(ranked(unknown)) == [1, 2, 3]
     assert colors(ranked([mark(1, None, vote(1, 2, 0.1), vote(2, 2, 0.2))])) == [2, 1]
+
+
+def test_the_second_attempt_is_the_likeliest_of_those_behind_the_first() -> None:
+    """The first has most votes, whatever is likely; by votes alone nothing is exchanged."""
+    last = mark(24, None, vote(1, 5, likelihood=-9), vote(2, 3), vote(3, 2, likelihood=-4), vote(4, 1, likelihood=-1))
+    assert colors(answer_of([BASE, last], 1)) == [1, 4, 2, 3]
+    assert colors(answer_of([BASE, last], 1, by_agreement=False)) == [1, 2, 3, 4]
+    unknown = mark(24, None, vote(1, 5), vote(2, 3), vote(3, 2))
+    assert colors(answer_of([BASE, unknown], 1)) == [1, 2, 3]
+
+
+def test_the_last_mark_says_how_likely_a_grid_is_also_one_that_it_does_not_vote_for() -> None:
+    early = mark(16, None, vote(1, 6, likelihood=-1), vote(2, 3, likelihood=-2), vote(3, 4, likelihood=-3))
+    late = mark(24, None, vote(1, 6, likelihood=-1), vote(3, 0, 0.0, likelihood=-8), vote(2, 0, 0.0, likelihood=-5))
+    assert colors(answer_of([BASE, early, late], 2)) == [1, 2, 3]
+    assert [(v.votes, v.confidence) for v in ranked([early, late])[0]] == [(12, 0.5), (4, 0.5), (3, 0.5)]
+    assert colors(answer_of([BASE, early, late], 1)) == [1], "nobody voted for the others at the last mark"
 
 
 def test_the_base_answers_where_agreement_fell_and_the_last_marks_else() -> None:
