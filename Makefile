@@ -75,7 +75,7 @@ demo: $(VENV)/.installed data/arc1-demo/metadata.json
 
 # The base that comes along, made again from nothing: two runs, which go on where they were stopped, then the export.
 reproduce-base: data/known_rules/metadata.json data/rearc/metadata.json data/arc-small/metadata.json
-	$(PY) pretrain_etrm.py --config-name cfg_known_rules data.num_batches=12000 seed=$(SEED) \
+	$(PY) pretrain_etrm.py --config-name cfg_known_rules data.num_batches=5000 seed=$(SEED) \
 		+project_name=base +run_name=known_rules-$(SEED)
 	$(PY) pretrain_etrm.py --config-name cfg_arc_base seed=$(SEED) +project_name=base +run_name=arc-$(SEED) \
 		load_pretrained_decoder=runs/base/known_rules-$(SEED) load_pretrained_encoder=runs/base/known_rules-$(SEED)

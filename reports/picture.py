@@ -72,33 +72,43 @@ def in_a_row(grids: Sequence[tuple[str, Grid]], y: int) -> list[Panel]:
     return panels
 
 
-def picture(trace: QueryTrace, note: str) -> str:
-    """The SVG of a query."""
+def sheet(
+    heading: str,
+    demonstrations: Sequence[tuple[Grid, Grid]],
+    between: str,
+    answers: Sequence[tuple[str, Grid]],
+    note: str,
+) -> str:
+    """An SVG: a heading and demonstrations, below them a line of text and grids with their titles, and a note."""
     shown = [
         (f"{word} {n}", grid)
-        for n, pair in enumerate(trace.demonstrations[:MAX_DEMONSTRATIONS], start=1)
+        for n, pair in enumerate(demonstrations[:MAX_DEMONSTRATIONS], start=1)
         for word, grid in zip(("input", "output"), pair, strict=True)
     ]
     upper = in_a_row(shown, MARGIN + HEAD)
-    steps = [(f"step {n}", step.grid) for n, step in enumerate(trace.steps, start=1)]
-    truth = [] if trace.truth is None else [("truth", trace.truth)]
-    between = max(panel.y + panel.height for panel in upper)
-    lower = in_a_row([("test input", trace.input), *steps, *truth], between + 2 * HEAD)
+    middle = max(panel.y + panel.height for panel in upper)
+    lower = in_a_row(answers, middle + 2 * HEAD)
     panels = [*upper, *lower]
-    notes = [
-        Note(f"{trace.name}: the encoder reads the demonstrations ...", MARGIN, MARGIN + HEAD // 2 - 4),
-        Note(
-            "... and gives the decoder its context. What the decoder has drawn after each ACT step:",
-            MARGIN,
-            between + HEAD + 14,
-        ),
-    ]
+    notes = [Note(heading, MARGIN, MARGIN + HEAD // 2 - 4), Note(between, MARGIN, middle + HEAD + 14)]
     bottom = max(panel.y + panel.height for panel in lower)
     if note:
         notes.append(Note(note, MARGIN, bottom + HEAD // 2, 12))
     widest = max(max(panel.x + panel.width for panel in panels), 8 * max(len(n.text) for n in notes)) + MARGIN
     return templates.get_template("picture.svg.j2").render(
-        title=f"{trace.name}, drawn step by step", panels=panels, notes=notes, width=widest, height=bottom + HEAD
+        title=heading, panels=panels, notes=notes, width=widest, height=bottom + HEAD
+    )
+
+
+def picture(trace: QueryTrace, note: str) -> str:
+    """The SVG of a query."""
+    steps = [(f"step {n}", step.grid) for n, step in enumerate(trace.steps, start=1)]
+    truth = [] if trace.truth is None else [("truth", trace.truth)]
+    return sheet(
+        f"{trace.name}: the encoder reads the demonstrations ...",
+        trace.demonstrations,
+        "... and gives the decoder its context. What the decoder has drawn after each ACT step:",
+        [("test input", trace.input), *steps, *truth],
+        note,
     )
 
 
