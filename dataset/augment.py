@@ -97,38 +97,68 @@ def puzzle_hash(pair_hashes: Iterable[str]) -> str:
     return hashlib.blake2b(",".join(sorted(pair_hashes)).encode(), digest_size=16).hexdigest()
 
 
+class _Contents:
+    """Tells augmentations of one task by what they make of it.
+
+    Two augmentations give the same content exactly if their transforms lead to the same pattern of colours and they
+    send the colours that occur, in order of appearance, to the same places. So contents are compared by small keys,
+    and no grid is built.
+    """
+
+    def __init__(self, task: Task):
+        grids = _grids((*task.train, *task.test))
+        patterns = [_pattern(grids, transform) for transform in range(NUM_DIHEDRAL)]
+        numbered = {pattern: i for i, pattern in enumerate(dict.fromkeys(pattern for pattern, _ in patterns))}
+        self.pattern_ids = np.array([numbered[pattern] for pattern, _ in patterns])
+        self.orders = np.stack([order for _, order in patterns])  # (8, colours that occur)
+        self.used = self.orders.shape[1]
+        self.count = len(numbered) * math.perm(NUM_COLORS - 1, self.used)
+
+    def first_of_each(
+        self, transforms: UInt8[np.ndarray, " n"], colors: UInt8[np.ndarray, "n 10"]
+    ) -> Int[np.ndarray, " kept"]:
+        """The first augmentation of each content, in their order."""
+        place_values = 10 ** np.arange(self.used, dtype=np.int64)
+        sent = np.take_along_axis(colors, self.orders[transforms], 1)
+        keys = self.pattern_ids[transforms] * 10**self.used + sent @ place_values
+        return np.sort(np.unique(keys, return_index=True)[1])
+
+
+def _drawn_colors(count: int, rng: np.random.Generator) -> UInt8[np.ndarray, "n 10"]:
+    permuted = rng.permuted(np.tile(IDENTITY_COLORS[1:], (count, 1)), axis=1)
+    return np.concatenate([np.zeros((count, 1), dtype=np.uint8), permuted], axis=1)
+
+
 def distinct_augmentations(
-    task: Task, count: int, rng: np.random.Generator
+    task: Task, count: int, rng: np.random.Generator, palettes: int | None = None
 ) -> tuple[UInt8[np.ndarray, " n"], UInt8[np.ndarray, "n 10"]]:
     """The identity followed by up to `count` random augmentations, all of different content.
 
-    Two augmentations give the same content exactly if their transforms lead to the same pattern of colours and they
-    send the colours that occur, in order of appearance, to the same places. So contents are compared by these small
-    keys, and no grid is built. Fewer than `count` come back only where the puzzle has no more distinct versions.
+    Fewer than `count` come back only where the puzzle has no more distinct versions, or no more in its palettes.
+
+    Args:
+        palettes: permutations of colours that they are drawn from, of which the identity is one (None: any).
 
     Returns:
         (dihedral ids, colour maps).
     """
-    grids = _grids((*task.train, *task.test))
-    patterns = [_pattern(grids, transform) for transform in range(NUM_DIHEDRAL)]
-    numbered = {pattern: i for i, pattern in enumerate(dict.fromkeys(pattern for pattern, _ in patterns))}
-    pattern_ids = np.array([numbered[pattern] for pattern, _ in patterns])
-    orders = np.stack([order for _, order in patterns])  # (8, colours that occur)
-    used = orders.shape[1]
-    num_distinct = len(numbered) * math.perm(NUM_COLORS - 1, used)
-    wanted = 1 + min(count, num_distinct - 1)
-    place_values = 10 ** np.arange(used, dtype=np.int64)
-
+    contents = _Contents(task)
+    if palettes is not None:
+        chosen = np.concatenate([IDENTITY_COLORS[None], _drawn_colors(palettes - 1, rng)])
+        every = np.arange(NUM_DIHEDRAL * palettes)
+        every = np.concatenate([every[:1], rng.permutation(every[1:])])
+        transforms, colors = (every % NUM_DIHEDRAL).astype(np.uint8), chosen[every // NUM_DIHEDRAL]
+        kept = contents.first_of_each(transforms, colors)[: 1 + count]
+        return transforms[kept], colors[kept]
+    wanted = 1 + min(count, contents.count - 1)
     transforms = np.zeros(1, dtype=np.uint8)
     colors = IDENTITY_COLORS[None]
     while True:
-        keys = pattern_ids[transforms] * 10**used + np.take_along_axis(colors, orders[transforms], 1) @ place_values
-        kept = np.sort(np.unique(keys, return_index=True)[1])[:wanted]
+        kept = contents.first_of_each(transforms, colors)[:wanted]
         transforms, colors = transforms[kept], colors[kept]
         if len(kept) == wanted:
             return transforms, colors
         draws = max(2 * wanted, 64)
-        permuted = rng.permuted(np.tile(IDENTITY_COLORS[1:], (draws, 1)), axis=1)
-        drawn = np.concatenate([np.zeros((draws, 1), dtype=np.uint8), permuted], axis=1)
+        drawn = _drawn_colors(draws, rng)
         transforms = np.concatenate([transforms, rng.integers(0, NUM_DIHEDRAL, draws, dtype=np.uint8)])
         colors = np.concatenate([colors, drawn])

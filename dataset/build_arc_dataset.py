@@ -47,7 +47,7 @@ def largest_side(task: Task) -> int:
     return max(max(g.shape) for pair in (*task.train, *task.test) for g in (pair.input, pair.output) if g is not None)
 
 
-def build_arrays(tasks: Sequence[Task], num_aug: int, seed: int) -> dict[str, np.ndarray]:
+def build_arrays(tasks: Sequence[Task], num_aug: int, seed: int, palettes: int | None = None) -> dict[str, np.ndarray]:
     """The arrays of `dataset.store.PuzzleStore`. Augmentations are keyed by (seed, puzzle index)."""
     grids, shapes, pair_counts, demos, dihedral, colors = [], [], [], [], [], []
     for index, task in enumerate(tasks):
@@ -58,7 +58,7 @@ def build_arrays(tasks: Sequence[Task], num_aug: int, seed: int) -> dict[str, np
             for grid in (pair.input, pair.output):
                 grids.append(np.zeros((0, 0), dtype=np.uint8) if grid is None else grid)
                 shapes.append(grids[-1].shape)
-        transforms, maps = distinct_augmentations(task, num_aug, np.random.default_rng((seed, index)))
+        transforms, maps = distinct_augmentations(task, num_aug, np.random.default_rng((seed, index)), palettes)
         dihedral.append(transforms)
         colors.append(maps)
 
@@ -102,12 +102,15 @@ def without_outputs(task: Task) -> Task:
     return replace(task, test=tuple(replace(pair, output=None) for pair in task.test))
 
 
-def store_of_tasks(tasks: Sequence[Task], num_aug: int, seed: int) -> PuzzleStore:
+def store_of_tasks(tasks: Sequence[Task], num_aug: int, seed: int, palettes: int | None = None) -> PuzzleStore:
     """Tasks to be solved, as a data set in memory: all of them held out, none with its test outputs.
 
     The manifest's hashes are of all pairs that are known, so that what was seen in training is found.
+
+    Args:
+        palettes: see `dataset.augment.distinct_augmentations`.
     """
-    arrays = build_arrays([without_outputs(task) for task in tasks], num_aug, seed)
+    arrays = build_arrays([without_outputs(task) for task in tasks], num_aug, seed, palettes)
     manifest = manifest_of([(task, "test", pair_hashes(task)) for task in tasks])
     metadata = describe(arrays, manifest, {"num_aug": num_aug, "seed": seed}, {})
     return PuzzleStore(**arrays, metadata=metadata, manifest=manifest)

@@ -105,7 +105,7 @@ class _Session:
         self.task, self.tell, self.stop = without_outputs(task), tell, stop
         self.device = next(model.parameters()).device
         self.key = task_key(self.task, options.seed, "answer")
-        store = store_of_tasks([self.task], options.votes - 1, self.key)
+        store = store_of_tasks([self.task], options.votes - 1, self.key, options.palettes)
         self.base = with_new_identifiers(model.eval(), config.arch, store.metadata)
         self.asking = Questions(store, self.key, config, options, self.device)
         self.taught = store_of_tasks([_mispaired(self.task) if options.control == "mispaired" else self.task], 0, 0)
@@ -211,7 +211,7 @@ class _Session:
             max_demos=self.config.max_demos,
             max_context_tokens=self.config.max_context_tokens,
             translate=options.translate,
-            versions=None if self.base.reads_demonstrations else self.asking.store,
+            versions=self.asking.store if options.palettes or not self.base.reads_demonstrations else None,
         )
         learner = create_task_learner(start, self.config.arch, options)
         learner.model.train()

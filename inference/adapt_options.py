@@ -18,6 +18,8 @@ class AdaptOptions(Section):
     muon_lr: of hidden matrices under `optimizer=muon`.
     schedule: `cosine` falls to zero at the last update, so their number must be known.
     views: of the task in a batch.
+    palettes: so many permutations of colours, of which one leaves them as they are: the versions that vote are drawn
+        from these, turned or not, and are the only views (None: every view has colours of its own).
     act_steps: optimizer steps on each batch, one after each ACT step (None: as many as the model takes).
     ema_rate: of the averaged weights, which answer.
     translate: views stand anywhere on the canvas, else all at its corner.
@@ -42,6 +44,7 @@ class AdaptOptions(Section):
     weight_decay: NonNegativeFloat = 0.01
     grad_clip_norm: NonNegativeFloat = 1.0
     views: Positive = 8
+    palettes: Positive | None = None
     act_steps: Positive | None = None
     ema_rate: Beta = 0.97
     translate: bool = True

@@ -61,7 +61,7 @@ class TaskViews:
         pairs: two or more, of which the limit leaves each another one.
         key: as `task_key` gives it.
         max_context_tokens: see `dataset.context_limit`.
-        versions: a store whose augmentations are the only views, for a model that knows them by number (None: any).
+        versions: a store whose augmentations are the only views (None: any); a TRM knows them by number.
     """
 
     def __init__(

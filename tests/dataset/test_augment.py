@@ -268,6 +268,29 @@ def test_augmentations_are_the_same_for_a_seed_and_differ_between_seeds() -> Non
     assert not np.array_equal(tables[0][1], tables[2][1])
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(SMALL_GRIDS, SMALL_GRIDS), min_size=1, max_size=3),
+    st.integers(1, 5),
+    st.integers(0, 50),
+    st.integers(0, 2**32 - 1),
+)
+def test_of_a_few_palettes_all_distinct_versions_are_drawn(
+    grids: list[tuple[Grid, Grid]], palettes: int, count: int, seed: int
+) -> None:
+    """The puzzle as it is first; every transform in every palette as a version, or like one, where there is room."""
+    task = task_of(*(Pair(*pair) for pair in grids))
+    transforms, colors = distinct_augmentations(task, count, np.random.default_rng(seed), palettes)
+    assert (transforms[0], colors[0].tolist()) == (0, list(range(10)))
+    assert len({tuple(row) for row in colors.tolist()}) <= palettes
+    drawn = [content_of(task, int(t), c) for t, c in zip(transforms, colors, strict=True)]
+    assert len(set(drawn)) == len(drawn) <= 1 + count
+    everything, table = distinct_augmentations(task, 8 * palettes, np.random.default_rng(seed), palettes)
+    known = {content_of(task, int(t), c) for t, c in zip(everything, table, strict=True)}
+    assert {content_of(task, t, c) for t in range(8) for c in np.unique(table, axis=0)} == known
+    assert drawn == [content_of(task, int(t), c) for t, c in zip(everything, table, strict=True)][: 1 + count]
+
+
 def test_augmentations_use_all_transforms_and_move_all_colours() -> None:
     task = task_of(Pair(grid("123", "456"), grid("789")))
     transforms, colors = distinct_augmentations(task, 400, np.random.default_rng(0))

@@ -13,6 +13,8 @@ import torch
 
 from checkpoints.checkpoint import CheckpointError
 from dataset.arc_tasks import Pair, Task
+from dataset.augment import augment_grid
+from dataset.grids import place_grid
 from inference import adapt_views
 from inference.adapt import Adaptation, Steps, _Session, adapt, adaptation_steps, resumed, tell_nothing
 from inference.adapt_answers import likeliest_second
@@ -362,6 +364,28 @@ def test_more_votes_are_new_versions_and_no_training(solver: Solver) -> None:
     assert counted == sum(vote.votes for mark in done.marks[1:] for vote in mark.votes[0])
     grids = [sorted(vote.grid.tobytes() for vote in mark.votes[0]) for mark in done.marks]
     assert grids[1] != grids[2]
+
+
+@pytest.mark.parametrize("palettes", [1, 2, None])
+def test_with_palettes_the_versions_that_vote_are_the_only_views(solver: Solver, palettes: int | None) -> None:
+    task = random_task(1)
+    options = QUICK.model_copy(update={"palettes": palettes, "votes": 32, "translate": False})
+    course = next(adaptation_steps(solver.model, solver.config, task, options, Budget(updates=1)))
+    store = course.views.versions
+    seen = {row.tobytes() for number in range(400) for row in course.views[number]["inputs"].numpy()}
+    if palettes is None:
+        assert store is None
+        assert len(seen) > 3 * 32, "colours are drawn anew for each view"
+        return
+    assert store is not None
+    assert len(np.unique(store.colors, axis=0)) == palettes
+    assert len(store.dihedral) == adapted(solver, task, options, 1).versions == 8 * palettes
+    versions = list(zip(store.dihedral.tolist(), store.colors, strict=True))
+    assert seen == {
+        place_grid(augment_grid(pair.input, transform, colors)).tobytes()
+        for pair in task.train
+        for transform, colors in versions
+    }
 
 
 def test_marks_are_taken_at_updates_that_grow_by_half() -> None:
