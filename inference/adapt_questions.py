@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -77,8 +76,8 @@ class Questions:
         """What the versions of the task vote for. None is predicted again on the full canvas.
 
         Args:
-            earlier: of each test input what earlier weights voted for; what these do not vote for stands behind their
-                own candidates, without a vote, for they too are asked how likely it is.
+            earlier: of each test input (or of none) what earlier weights voted for; what these do not vote for stands
+                behind their own candidates, without a vote, for they too are asked how likely it is.
         """
         voting = ARC(self.data)
         log_probabilities = []
@@ -92,7 +91,7 @@ class Questions:
         asked = torch.cat([batch["query_indices"] for batch in self.batches]).numpy()
         return tuple(
             self._judged(table, asked, result.pair, voted(result.candidates), before)
-            for result, before in zip_longest(results, earlier, fillvalue=())
+            for result, before in zip(results, earlier or [()] * len(results), strict=True)
         )
 
     def _judged(

@@ -151,7 +151,7 @@ class PuzzleView:
         return Curve(self.found.marks, self.found.demonstrations)
 
 
-def load(folder: Path, data_paths: Sequence[str]) -> list[PuzzleView]:
+def load(folder: Path, data_paths: list[str]) -> list[PuzzleView]:
     """The puzzles of a record that are answered, in its order.
 
     Raises:
