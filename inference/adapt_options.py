@@ -19,7 +19,8 @@ class AdaptOptions(Section):
     schedule: `cosine` falls to zero at the last update, so their number must be known.
     views: of the task in a batch.
     palettes: so many permutations of colours, of which one leaves them as they are: the versions that vote are drawn
-        from these, turned or not, and are the only views (None: every view has colours of its own).
+        from these, turned or not, and are the only views (None: every view has colours of its own; so has every version
+        under the control of more votes, which would else ask the same ones again).
     act_steps: optimizer steps on each batch, one after each ACT step (None: as many as the model takes).
     ema_rate: of the averaged weights, which answer.
     translate: views stand anywhere on the canvas, else all at its corner.

@@ -5,26 +5,15 @@ mean over all versions (a product of experts: "The LLM ARChitect", Franzen et al
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from dataset.assemble import assemble
 from dataset.grids import PAD, Grid
-
-
-@dataclass(frozen=True)
-class _Candidates:
-    """Grids as the input and output of pairs, with the augmentations of the versions; see `dataset.assemble`."""
-
-    cells: UInt8[np.ndarray, " cells"]
-    grid_starts: Int64[np.ndarray, " grids+1"]
-    grid_shapes: UInt8[np.ndarray, "grids 2"]
-    dihedral: UInt8[np.ndarray, " versions"]
-    colors: UInt8[np.ndarray, "versions 10"]
+from inference.adapt_views import DrawnGrids
 
 
 def likelihoods(
@@ -45,7 +34,7 @@ def likelihoods(
     twice = [grid for grid in grids for _ in range(2)]
     starts = np.concatenate([[0], np.cumsum([grid.size for grid in twice])])
     shapes = np.array([grid.shape for grid in twice], dtype=np.uint8)
-    table = _Candidates(np.concatenate([grid.ravel() for grid in twice]), starts, shapes, dihedral, colors)
+    table = DrawnGrids(np.concatenate([grid.ravel() for grid in twice]), starts, shapes, dihedral, colors)
     pair, version = (index.ravel() for index in np.indices((len(grids), len(dihedral))))
     no_demos = np.full((len(pair), 1), -1)
     tokens = assemble(table, np.zeros_like(pair), version, no_demos, pair)["labels"].long()

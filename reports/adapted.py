@@ -25,20 +25,15 @@ from inference.adapt_evaluation import tasks_of_split
 from inference.adapt_options import AdaptError
 from inference.adapt_record import SETTINGS_FILE, AdaptRecord, Answered
 from inference.traces import VotedGrid
-from reports.pages import grid_svg, templates
+from reports.pages import Stretch, grid_svg, templates
 from reports.picture import sheet
 from utils.files import read_json, write_file
 
 CURVE_WIDTH, CURVE_HEIGHT = 220, 60
 
 
-@dataclass(frozen=True)
-class Stretch:
-    """Consecutive marks at which the same grid was the first attempt."""
-
-    first: int
-    last: int
-    grid: Grid
+class UpdateStretch(Stretch):
+    """Consecutive marks, named by their updates, at which the same grid was the first attempt."""
 
     @property
     def name(self) -> str:
@@ -85,9 +80,9 @@ class AnswerView:
         return next(places, None)
 
     @property
-    def stretches(self) -> list[Stretch]:
+    def stretches(self) -> list[UpdateStretch]:
         """The first attempt as adaptation went on, each grid once, however long it stayed."""
-        stretches: list[Stretch] = []
+        stretches: list[UpdateStretch] = []
         marks = self.found.marks
         for number, mark in enumerate(marks, start=1):
             votes = answer_of(marks[:number], self.found.pooled)[self.index]
@@ -95,7 +90,7 @@ class AnswerView:
             if stretches and mark.updates and stretches[-1].last and np.array_equal(stretches[-1].grid, grid):
                 stretches[-1] = replace(stretches[-1], last=mark.updates)
             else:
-                stretches.append(Stretch(mark.updates, mark.updates, grid))
+                stretches.append(UpdateStretch(mark.updates, mark.updates, grid))
         return stretches
 
 
@@ -192,9 +187,9 @@ def page(title: str, sections: dict[str, list[PuzzleView]]) -> str:
 def picture(view: AnswerView, note: str) -> str:
     """The SVG of one test input: demonstrations, then the first attempt as adaptation goes on."""
     truth = [] if view.truth is None else [("truth", view.truth)]
-    drawn = [(stretch.name, stretch.grid) for stretch in view.stretches]
+    drawn, seconds = [(stretch.name, stretch.grid) for stretch in view.stretches], view.found.seconds
     return sheet(
-        f"{view.name}: a puzzle that the weights have never seen. They train on its demonstrations for a minute ...",
+        f"{view.name}: the weights train on the demonstrations, {view.found.updates} updates in {seconds:.0f} s ...",
         [(pair.input, pair.output) for pair in view.task.train if pair.output is not None],
         "... and draw the answer to the test input. The first attempt, as adaptation goes on:",
         [("test input", view.input), *drawn, *truth],
@@ -213,6 +208,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--note", default="", help="a line below a picture")
     parser.add_argument("-o", "--output", type=Path, required=True, help="a file ending in .html or .svg")
     arguments = parser.parse_args(argv)
+    if arguments.unsolved < 0:
+        parser.error(f"--unsolved {arguments.unsolved}: must be 0 or more")
     try:
         views = load(arguments.record, arguments.data_paths)
         write_file(arguments.output, _drawn(arguments, views))
@@ -227,7 +224,7 @@ def _drawn(arguments: argparse.Namespace, views: Sequence[PuzzleView]) -> str:
         ValueError: the output is neither a page nor a picture, or the puzzle is not in the record.
     """
     if arguments.output.suffix == ".html":
-        sections = sections_of(views, max(0, arguments.unsolved), arguments.seed)
+        sections = sections_of(views, arguments.unsolved, arguments.seed)
         return page(f"Answers of {arguments.record.resolve().name}, by adapting to each puzzle", sections)
     if arguments.output.suffix != ".svg":
         raise ValueError(f"-o {arguments.output}: a page ends in .html, a picture of one puzzle in .svg")

@@ -166,6 +166,7 @@ def test_a_deleted_key_is_missing() -> None:
         (["arch.context_tokens=two"], "arch.context_tokens"),
         (["arch.encoder_type=in_context", "arch.encoder_num_layers=1"], "arch.encoder_num_layers"),
         (["arch.encoder_type=in_context", "arch.encoder_set_layers=2"], "arch.encoder_set_layers"),
+        (["arch.encoder_type=in_context", "arch.encoder_aligned_cells=true"], "arch.encoder_aligned_cells"),
         (
             ["arch.encoder_type=in_context", "arch.pos_encodings=rope2d", "arch.puzzle_emb_len=8"],
             "arch.puzzle_emb_len",

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dataset.arc_tasks import Task
+from dataset.build_arc_dataset import largest_side
 from dataset.subsets import load_subset
 from inference.adapt_evaluation import read_puzzle_list
 
@@ -19,11 +20,7 @@ def evaluation() -> list[Task]:
 
 @pytest.mark.parametrize(("side", "count"), [(10, 77), (20, 282)])
 def test_all_grids_of_the_listed_puzzles_are_within_the_side(evaluation: list[Task], side: int, count: int) -> None:
-    within = [
-        task.id
-        for task in evaluation
-        if all(max(g.shape) <= side for p in (*task.train, *task.test) for g in (p.input, p.output) if g is not None)
-    ]
+    within = [task.id for task in evaluation if largest_side(task) <= side]
     listed = read_puzzle_list(LISTS / f"arc_agi_1_evaluation_{side}x{side}.txt")
     assert listed == sorted(within)
     assert len(listed) == count

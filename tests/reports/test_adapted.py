@@ -108,6 +108,7 @@ def test_a_picture_shows_a_solved_puzzle_or_the_one_that_is_named(record: Path, 
     [
         (["--puzzle", "none"], "--puzzle none: not in"),
         (["-o", "page.txt"], "-o page.txt: a page ends in .html"),
+        (["--unsolved", "-1"], "--unsolved -1: must be 0 or more"),
     ],
 )
 def test_what_cannot_be_drawn_is_named(
