@@ -17,6 +17,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from models.answer_rows import AnswerRows
 from models.attention import attend
 from models.grid_conv import GridConv
 from models.memory import Memory, Reading
@@ -151,13 +152,24 @@ class SelfAttention(nn.Module):
         self.o_proj = Linear(hidden_size, hidden_size)
 
     def forward(
-        self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary | None, memory: Memory | None = None
-    ) -> Float[Tensor, "n hidden"]:
-        """With a memory each row attends to its own sequence and to what that reads of the memory."""
+        self,
+        x: Float[Tensor, "n hidden"],
+        packing: Packing,
+        rotary: Rotary | None,
+        memory: Memory | None = None,
+        answers: AnswerRows | None = None,
+    ) -> Float[Tensor, "rows hidden"]:
+        """With a memory each row attends to its own sequence and to what that reads of the memory.
+
+        Args:
+            answers: the rows to be computed, without a memory (None: all).
+        """
         q, k, v = self._projected(x, rotary)
         if self.gain is not None:
             q = self.gained(q, self.gain)
-        if memory is None:
+        if answers is not None:
+            out = attend(answers.of(q), k, v, packing.segments, runs=answers.runs)
+        elif memory is None:
             out = attend(q, k, v, packing.segments, runs=packing.runs)
         else:
             reading = memory.reading
@@ -320,11 +332,21 @@ class TransformerBlock(nn.Module):
         self.mlp_residual = Residual(hidden_size, norm_style, layer_scale_init, residual_scale)
 
     def forward(
-        self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary | None, memory: Memory | None = None
-    ) -> Float[Tensor, "n hidden"]:
+        self,
+        x: Float[Tensor, "n hidden"],
+        packing: Packing,
+        rotary: Rotary | None,
+        memory: Memory | None = None,
+        answers: AnswerRows | None = None,
+    ) -> Float[Tensor, "rows hidden"]:
+        """
+        Args:
+            answers: the rows to be computed, without a memory (None: all).
+        """
         if self.grid_conv is not None:
             x = self.grid_conv(x, packing)
-        x = self.attn_residual.after(x, self.self_attn(self.attn_residual.before(x), packing, rotary, memory))
+        branch = self.self_attn(self.attn_residual.before(x), packing, rotary, memory, answers)
+        x = self.attn_residual.after(x if answers is None else answers.of(x), branch)
         return self.mlp_residual.after(x, self.mlp(self.mlp_residual.before(x)))
 
 

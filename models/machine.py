@@ -10,11 +10,14 @@ from utils.errors import ConfigError
 
 
 def best_dtype(device: torch.device) -> str:
-    """bfloat16 where matrix products are faster in it (CUDA since Ampere, CPUs with AMX tiles), else float32."""
+    """bfloat16 where matrix products are faster in it: CUDA since Ampere, CPUs with AMX tiles or AVX-512 BF16.
+
+    Else float32.
+    """
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    return "bfloat16" if has_tiles else "float32"
+    instructions = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return "bfloat16" if any(getattr(torch.cpu, name, bool)() for name in instructions) else "float32"
 
 
 def wants_compiling(choice: str, device: torch.device) -> bool:

@@ -102,8 +102,15 @@ class StackedReasoningLevel(ReasoningLevel):
     """The level, over the rows of the packing that it is given."""
 
     def forward(
-        self, h: Tensor, injection: Tensor, packing: Any, rotary: Any, memories: Sequence[Any] | None = None
+        self,
+        h: Tensor,
+        injection: Tensor,
+        packing: Any,
+        rotary: Any,
+        memories: Sequence[Any] | None = None,
+        answers: Any = None,
     ) -> Tensor:
+        assert answers is None, "the rows of each task are known of whole packings alone"
         the_stack().rows = packing.tasks
         return super().forward(h, injection, packing, rotary, memories)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from config.arch_schema import ArchConfig
 from dataset.batches import Batch
 from dataset.grids import PAD, SEQ_LEN, VOCAB_SIZE
+from models.answer_rows import AnswerRows
 from models.canvas import extents_of
 from models.encoders.base import EncoderOutput, MovingEvidence, fixed_length_output, forward_dtype, packs_by_view
 from models.grid_conv import with_neighbours
@@ -97,14 +98,18 @@ class ReasoningLevel(nn.Module):
         packing: Packing,
         rotary: Rotary | None,
         memories: Sequence[Memory] | None = None,
-    ) -> Float[Tensor, "n hidden"]:
+        answers: AnswerRows | None = None,
+    ) -> Float[Tensor, "rows hidden"]:
         """
         Args:
             memories: for each block what it reads, from `memories`.
+            answers: the rows that the last block computes, without memories (None: all).
         """
         h = h + injection
         for number, layer in enumerate(self.layers):
-            read = () if memories is None else (memories[number],)
+            read: tuple[Any, ...] = () if memories is None else (memories[number],)
+            if answers is not None and number == len(self.layers) - 1:
+                read = (None, answers)
             h = layer(h, packing.of_layer(number), rotary, *read)
         return h
 
@@ -184,16 +189,19 @@ class RecursiveDecoder(nn.Module):
         rotary: Rotary | None,
         read_memory: Callable[[Tensor], Tensor] | None = None,
         memories_at: Callable[[Tensor], Sequence[Memory]] | None = None,
-    ) -> tuple[Float[Tensor, "n hidden"], Float[Tensor, "n hidden"]]:
+        answers: AnswerRows | None = None,
+    ) -> tuple[Float[Tensor, "rows hidden"], Float[Tensor, "n hidden"]]:
         """`h_cycles` times: `L_cycles` times z_L = L_level(z_L, z_H + x), then z_H = L_level(z_H, z_L).
 
         Only the last `grad_cycles` have a gradient. z_H takes z_L through `read_memory`, where there is one.
 
         Args:
             memories_at: what the level reads in a cycle, given the z_H at its start.
+            answers: the rows of the last z_H that are returned (None: all).
         """
         with weights_cast_once(self.L_level, self.dtype):
             for cycle in range(self.h_cycles):
+                is_last = cycle == self.h_cycles - 1
                 has_gradient = cycle >= self.h_cycles - self.config.grad_cycles
                 with torch.set_grad_enabled(torch.is_grad_enabled() and has_gradient):
                     memories = None if memories_at is None else memories_at(z_H)
@@ -201,7 +209,7 @@ class RecursiveDecoder(nn.Module):
                     for _ in range(self.config.L_cycles):
                         z_L = self.L_level(z_L, injection, packing, rotary, memories)
                     taken = z_L if read_memory is None else read_memory(z_L)
-                    z_H = self.L_level(z_H, taken, packing, rotary, memories)
+                    z_H = self.L_level(z_H, taken, packing, rotary, memories, answers if is_last else None)
         return z_H, z_L
 
     def _logits(self, z_H: Tensor, packing: Packing) -> Float[Tensor, "batch slots vocab"]:
@@ -242,10 +250,14 @@ class Reasoned:
 
 
 class TRMEncoderInner(RecursiveDecoder):
-    """The decoder behind context tokens: one ACT step of H and L cycles, of which the last H cycle has a gradient."""
+    """The decoder behind context tokens: one ACT step of H and L cycles, of which the last H cycle has a gradient.
 
-    def __init__(self, config: ArchConfig):
+    answers_alone: nobody reads what a step leaves behind of the context's cells.
+    """
+
+    def __init__(self, config: ArchConfig, *, answers_alone: bool = False):
         super().__init__(config)
+        self.answers_alone = answers_alone
         self.coordinates = create_grid_coordinates(config.grid_coordinates, config.hidden_size)
 
     def forward(
@@ -297,10 +309,24 @@ class TRMEncoderInner(RecursiveDecoder):
         packing, first_token = self._packed(context, active)
         x, rotary = self._inputs(tokens, context, packing)
         memories_at = self._reader(evidence, packing, rotary) if evidence.is_read else None
-        z_H, z_L = self._reason(*carry.rows(packing), x, packing, rotary, memories_at=memories_at)
+        answers = self._answers(packing, context, active)
+        z_H, z_L = self._reason(*carry.rows(packing), x, packing, rotary, memories_at=memories_at, answers=answers)
+        if answers is None:
+            carry = carry.updated(z_H, z_L, packing)
+        else:
+            packing, first_token = answers.packing, answers.first
         logits = self._logits(z_H, packing)[:, context.context.shape[1] :]
-        halting = self._halting(z_H[first_token])
-        return Reasoned(carry.updated(z_H, z_L, packing), logits, halting, z_H, packing, context)
+        return Reasoned(carry, logits, self._halting(z_H[first_token]), z_H, packing, context)
+
+    def _answers(
+        self, packing: Packing, context: EncoderOutput, active: Bool[Tensor, "batch 900"]
+    ) -> AnswerRows | None:
+        """The rows that are read of the step, where they are not all; the carry then stays as it was."""
+        if not self.answers_alone or context.pair_lengths is None or packing.runs is None or packing.tasks is not None:
+            return None
+        last = packing.of_layer(self.config.L_layers - 1)
+        before, lengths = context.pair_lengths.sum(1), 1 + active.sum(1)
+        return AnswerRows.behind(packing, before, lengths, whole=last is packing.of_layer(1))
 
     def _packed(self, context: EncoderOutput, active: Bool[Tensor, "batch 900"]) -> tuple[Packing, Tensor]:
         """The packing of context and active cells, and the row of each sample's first token."""

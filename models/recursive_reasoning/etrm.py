@@ -22,7 +22,8 @@ class TRMWithEncoder(StaticContextReasoner):
     def __init__(self, config: EtrmArch):
         super().__init__(config)
         self.encoder = create_encoder(config)
-        self.inner = TRMEncoderInner(config)
+        answers_alone = self.max_steps == 1 and not config.loss.pair_weight
+        self.inner = TRMEncoderInner(config, answers_alone=answers_alone)
 
     @property
     def context_tokens(self) -> int | None:
