@@ -10,7 +10,7 @@ EXAM := dataset/puzzle_lists/arc_agi_1_evaluation_10x10.txt
 REPRODUCED ?= runs/base/exam-$(notdir $(BASE))-$(SEED)
 READY := $(if $(filter $(VENV)/bin/python,$(PY)),$(VENV)/.installed)
 
-.PHONY: rearc demo reproduce-base reproduce-arc test test-browser test-torture check check-gpu bench bench-check bench-cells bench-gpu torture setup
+.PHONY: rearc demo reproduce-base reproduce-arc test test-browser test-torture check check-gpu bench bench-check bench-cells bench-adapt bench-gpu torture setup
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -119,6 +119,10 @@ bench-check: $(VENV)/.installed $(DATA)/metadata.json
 # Training steps of the systems that keep the demonstrations' cells, against ETRM's.
 bench-cells: $(VENV)/.installed $(DATA)/metadata.json
 	$(PY) -m benchmarks.cells
+
+# An update of test-time training, against one without what makes it fast.
+bench-adapt: $(VENV)/.installed
+	$(PY) -m benchmarks.adaptation
 
 # On one CUDA device, in under four minutes; elsewhere one line says that there is none.
 bench-gpu: $(READY)

@@ -73,4 +73,6 @@ def test_the_last_block_computes_no_other_row(shrunk_config: Load, store: Puzzle
     "options", [("arch.halt_max_steps=2",), ("arch.loss.pair_weight=0.1",)], ids=["steps", "pairs"]
 )
 def test_what_is_read_later_is_computed(shrunk_config: Load, store: PuzzleStore, options: tuple) -> None:
-    assert not create_model(shrunk_config(*EVOLVE, "arch.L_layers=2", *options).arch, store.metadata).inner.answers_alone
+    assert not create_model(
+        shrunk_config(*EVOLVE, "arch.L_layers=2", *options).arch, store.metadata
+    ).inner.answers_alone
