@@ -361,9 +361,15 @@ class ReadingBlock(TransformerBlock):
         self.cross_residual = Residual(hidden_size, residual_scale=residual_scale)
 
     def forward(
-        self, x: Float[Tensor, "n hidden"], packing: Packing, rotary: Rotary | None, memory: Memory | None = None
+        self,
+        x: Float[Tensor, "n hidden"],
+        packing: Packing,
+        rotary: Rotary | None,
+        memory: Memory | None = None,
+        answers: AnswerRows | None = None,
     ) -> Float[Tensor, "n hidden"]:
         assert memory is not None
+        assert answers is None, "a block that reads computes all rows"
         if self.grid_conv is not None:
             x = self.grid_conv(x, packing)
         x = self.attn_residual.after(x, self.self_attn(x, packing, rotary))
