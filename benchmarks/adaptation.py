@@ -5,8 +5,6 @@ updates, in turn, each with weights of its own. Times are those that the process
 table into docs/performance.md, between its marks.
 """
 
-import argparse
-import sys
 import time
 from collections.abc import Callable
 
@@ -14,7 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import in_turn
-from benchmarks.pages import table, write_between
+from benchmarks.pages import show_or_write, table
 from dataset.arc_tasks import Pair, Task
 from dataset.build_arc_dataset import store_of_tasks
 from inference.adapt_options import AdaptOptions
@@ -93,14 +91,7 @@ def report(rounds: int, sides: tuple[int, ...] = SIDES) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--write", action="store_true", help="write docs/performance.md's table")
-    arguments = parser.parse_args()
-    text = report(arguments.rounds)
-    sys.stdout.write(text + "\n")
-    if arguments.write:
-        write_between("bench-adapt", text)
+    show_or_write("bench-adapt", __doc__, report, rounds=15)
 
 
 if __name__ == "__main__":

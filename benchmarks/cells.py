@@ -5,15 +5,13 @@ All take the same batches in turn, each round one of its own. Times are those th
 processes disturb them less than the clock. `--write` puts the table into docs/performance.md, between its marks.
 """
 
-import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 
 import torch
 
 from benchmarks.measure import in_turn
-from benchmarks.pages import Row, table, write_between
+from benchmarks.pages import Row, show_or_write, table
 from benchmarks.systems import DATA, SIZE, System
 from dataset.batches import Batch
 from dataset.store import PuzzleStore, load_store
@@ -66,14 +64,7 @@ def report(store: PuzzleStore, rounds: int, size: Sequence[str] = SIZE) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--write", action="store_true", help="write docs/performance.md's table")
-    arguments = parser.parse_args()
-    text = report(load_store(DATA), arguments.rounds)
-    sys.stdout.write(text + "\n")
-    if arguments.write:
-        write_between("bench-cells", text)
+    show_or_write("bench-cells", __doc__, lambda rounds: report(load_store(DATA), rounds), rounds=10)
 
 
 if __name__ == "__main__":

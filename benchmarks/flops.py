@@ -140,7 +140,10 @@ def context_lengths(batch: Batch, config: Any) -> Tensor:
 
 
 def decoder(batch: Batch, active: Tensor, config: Any) -> Part:
-    """One ACT step: the passes of `L_level`, of which those of `grad_cycles` have a backward pass, and the head."""
+    """One ACT step: the passes of `L_level`, of which those of `grad_cycles` have a backward pass, and the head.
+
+    Of all rows, also where the last block of a single ACT step computes the answer's alone (`models/answer_rows.py`).
+    """
     cells = active.sum(1).double()
     context = context_lengths(batch, config)
     rows = context + cells

@@ -143,7 +143,7 @@ def attend_runs_backward(
         at_once = max(1, SCORES_AT_ONCE // (queries.shape[1] * queries.shape[2] * keys.shape[2]))
         for start in range(0, len(queries), at_once):
             part = slice(start, start + at_once)
-            found = _written_out_backward(
+            found = written_out_backward(
                 queries[part],
                 keys[part],
                 values[part],
@@ -155,10 +155,13 @@ def attend_runs_backward(
     return grads[0], grads[1], grads[2]
 
 
-def _written_out_backward(
+def written_out_backward(
     q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """With P = softmax(q kᵀ / √d): dV = Pᵀ dO, dP = dO Vᵀ, dS = P (dP - Σ dP·P), dQ = dS K / √d, dK = dSᵀ Q / √d."""
+    """For devices other than the CPU, which has a kernel.
+
+    With P = softmax(q kᵀ / √d): dV = Pᵀ dO, dP = dO Vᵀ, dS = P (dP - Σ dP·P), dQ = dS K / √d, dK = dSᵀ Q / √d.
+    """
     scale = q.shape[-1] ** -0.5
     scaled = q * scale
     scores = scaled @ k.transpose(-1, -2)

@@ -29,7 +29,8 @@ def make(load: Load, store: PuzzleStore, *overrides: str) -> RecursiveReasoner:
             module.dtype = torch.float64
     torch.nn.init.normal_(model.inner.q_head.weight)
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2) if parameter.abs().sum() == 0 else None
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.2)
     return model
 
 

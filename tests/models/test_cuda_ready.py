@@ -191,7 +191,7 @@ def test_a_model_made_with_dtype_auto_computes_in_the_machines_best(shrunk_confi
 
 @pytest.mark.parametrize("lengths", [[5, 7, 8, 40], [30], [1, 1, 2]])
 def test_bfloat16_attention_has_the_gradients_of_float32(lengths: list[int]) -> None:
-    """The backward pass that is written out for half precision, on lengths that share a padded group."""
+    """On lengths that share a padded group."""
     mask = torch.arange(40) < torch.tensor(lengths)[:, None]
     packing = pack(mask, by_view=True)
     block = TransformerBlock(32, 2, 4)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from models.attention import written_out_backward
 from models.layers import (
     Linear,
     RotaryTable,
@@ -39,6 +40,19 @@ def naive_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = q[:, h] @ k[:, h].T / math.sqrt(q.shape[-1])
         heads.append(torch.softmax(scores, dim=-1) @ v[:, h])
     return torch.stack(heads, dim=1)
+
+
+@pytest.mark.parametrize("keys", [(5, 5), (2, 5)], ids=["whole", "masked"])
+def test_the_backward_pass_that_is_written_out_is_that_of_the_formula(keys: tuple[int, int]) -> None:
+    q, k, v, d_out = (torch.randn(2, 3, length, 4, dtype=torch.float64) for length in (6, 5, 5, 6))
+    real = torch.arange(5) < torch.tensor(keys)[:, None]
+    bias = torch.zeros(2, 5, dtype=torch.float64).masked_fill(~real, -math.inf)[:, None, None]
+    attached = [x.clone().requires_grad_() for x in (q, k, v)]
+    rows = [x.transpose(1, 2) for x in attached]
+    out = torch.stack([naive_attention(rows[0][i], rows[1][i, :n], rows[2][i, :n]) for i, n in enumerate(keys)])
+    expected = torch.autograd.grad(out, attached, d_out.transpose(1, 2))
+    found = written_out_backward(q, k, v, d_out, None if all(n == 5 for n in keys) else bias)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 @given(lengths=lengths_strategy)
