@@ -49,8 +49,6 @@ def write_manifest(folder: Path, step: int) -> None:
 def write_weights(folder: Path, checkpoint: Checkpoint, *, ema: bool = True) -> None:
     """Write a checkpoint that can be asked, adapted and started from, but not gone on with: no optimizer, no carry.
 
-    Whatever it was trained in, it computes in the dtype that suits the machine it is loaded on.
-
     Args:
         ema: the averaged weights, where there are any.
 
@@ -60,10 +58,8 @@ def write_weights(folder: Path, checkpoint: Checkpoint, *, ema: bool = True) -> 
     try:
         folder.mkdir(parents=True)
         save_file(checkpoint.model_state(ema=ema), folder / "model.safetensors")
-        for name in ("trained_on.json", PROGRESS_FILE):
+        for name in ("config.yaml", "trained_on.json", PROGRESS_FILE):
             shutil.copyfile(checkpoint.path / name, folder / name)
-        config = checkpoint.config | {"arch": checkpoint.config["arch"] | {"forward_dtype": "auto"}}
-        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         write_manifest(folder, checkpoint.step)
     except OSError as error:
         raise SaveError(f"{folder}: cannot be written ({error.strerror})") from error

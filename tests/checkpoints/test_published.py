@@ -458,9 +458,7 @@ def test_weights_alone_are_a_checkpoint_that_can_be_read_and_not_gone_on_with(
     main(command)
     bare, whole = open_checkpoint(tmp_path / "bare"), open_checkpoint(run)
     assert_same(bare.model_state(ema=True), whole.model_state(ema=True))
-    assert (bare.step, bare.trained_on) == (whole.step, whole.trained_on)
-    assert whole.config["arch"]["forward_dtype"] != "auto"
-    assert bare.config == whole.config | {"arch": whole.config["arch"] | {"forward_dtype": "auto"}}
+    assert (bare.step, bare.config, bare.trained_on) == (whole.step, whole.config, whole.trained_on)
     with pytest.raises(CheckpointError, match=r"optim\.pt: cannot be read"):
         bare.optimizer_state()
     assert not list(bare.path.glob("rank_*"))
