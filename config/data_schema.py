@@ -68,6 +68,7 @@ class KnownRulesLevel(Section):
     colors: Positive | None = None
     demos: tuple[Positive, Positive] | None = None
     distinct: bool | None = None
+    rules: Positive | None = None
 
 
 class KnownRulesTrack(Section):

@@ -118,6 +118,13 @@ class Permutation(Family):
         return None if images is None else cycle_lengths(images)
 
     def check(self, settings: TaskSettings, split: RuleSplit) -> None:
+        if settings.rules is not None:
+            raise RuleError(
+                f"the family '{self.name}' draws its rules, it lists none: rules={settings.rules} is not for it"
+            )
+        self._check_colors(settings, split)
+
+    def _check_colors(self, settings: TaskSettings, split: RuleSplit) -> None:
         fewest = 4 if split == "held_out" else 3
         if settings.colors < fewest:
             raise RuleError(f"the family '{self.name}' needs colors={fewest} or more for split={split}")
@@ -160,6 +167,9 @@ class DihedralPermutation(Permutation):
     def apply(self, rule: Rule, grid: Grid) -> Grid:
         return super().apply(rule[1:], apply_dihedral(grid, rule[0]))
 
+    def check(self, settings: TaskSettings, split: RuleSplit) -> None:
+        self._check_colors(settings, split)
+
     def visible_rule(self, pairs: Pairs) -> Hashable:
         found = [(t, color_map(turned(pairs, t))) for t in range(NUM_DIHEDRAL)]
         return tuple((t, cycle_lengths(images)) for t, images in found if images is not None)
@@ -168,20 +178,20 @@ class DihedralPermutation(Permutation):
         self, rng: np.random.Generator, settings: TaskSettings, split: RuleSplit, count: int
     ) -> tuple[Rule, list[Grid]] | None:
         drawn = super().draw(rng, settings, split, count)
-        return None if drawn is None else ((int(rng.integers(1, NUM_DIHEDRAL)), *drawn[0]), drawn[1])
+        return None if drawn is None else ((_draw_transform(rng, settings), *drawn[0]), drawn[1])
 
     def draw_rule(
         self, rng: np.random.Generator, settings: TaskSettings, split: RuleSplit, inputs: Sequence[Grid]
     ) -> Rule | None:
         images = super().draw_rule(rng, settings, split, inputs)
-        return None if images is None else (int(rng.integers(1, NUM_DIHEDRAL)), *images)
+        return None if images is None else (_draw_transform(rng, settings), *images)
 
     def chance(self, settings: TaskSettings, split: RuleSplit, pairs: Pairs) -> float:
         palette = colors_of([grid for grid, _ in pairs[:-1]])
         grid, answer = pairs[-1]
         shares = [
             share_that_maps(palette, split, apply_dihedral(grid, transform), answer)
-            for transform in range(1, NUM_DIHEDRAL)
+            for transform in _transforms(settings)
         ]
         return sum(shares) / len(shares)
 
@@ -189,6 +199,16 @@ class DihedralPermutation(Permutation):
         """Under no other transform are the demonstrations' colours permuted at all."""
         demos = pairs[:-1]
         return all(t == rule[0] or color_map(turned(demos, t)) is None for t in range(NUM_DIHEDRAL))
+
+
+def _transforms(settings: TaskSettings) -> range:
+    """Those that a task may have, without the identity."""
+    return range(1, NUM_DIHEDRAL if settings.rules is None else min(NUM_DIHEDRAL, 1 + settings.rules))
+
+
+def _draw_transform(rng: np.random.Generator, settings: TaskSettings) -> int:
+    transforms = _transforms(settings)
+    return int(rng.integers(transforms.start, transforms.stop))
 
 
 def turned(pairs: Pairs, transform: int) -> Pairs:

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -35,6 +36,7 @@ class TaskSettings:
     colors: inputs have the colours 1 to this; families of objects have 0 as background.
     demos: the fewest and the most demonstrations.
     distinct: each colour at most once in an input that has no more cells than there are colours.
+    rules: training has the first so many of a family's rules alone, in the order in which it lists them (None: all).
     """
 
     families: tuple[str, ...]
@@ -42,6 +44,7 @@ class TaskSettings:
     colors: int = 9
     demos: tuple[int, int] = (3, 4)
     distinct: bool = False
+    rules: int | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,8 @@ def _choices(family: Family, settings: TaskSettings, split: RuleSplit) -> tuple[
         return ()
     by_rule = family.holds_out == "rules"
     wanted = split == "held_out"
-    return tuple(rule for rule in family.rules(settings) if not by_rule or family.is_held_out(rule) == wanted)
+    rules = (rule for rule in family.rules(settings) if not by_rule or family.is_held_out(rule) == wanted)
+    return tuple(islice(rules, settings.rules))
 
 
 def redrawn(draw: Callable[[], T], is_allowed: Callable[[T], bool]) -> T | None:
