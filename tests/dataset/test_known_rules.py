@@ -179,6 +179,18 @@ def test_distinct_colours_stand_once_where_a_grid_is_small_enough() -> None:
             assert len(set(grid.ravel().tolist())) == grid.size
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "permutation"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_with_few_rules_tasks_have_the_first_of_the_list(name: str, count: int) -> None:
+    options = replace(SMALL, families=(name,), sides=(3, 4), rules=count)
+    drawn = {task.rule for task in tasks(options, "train", 60)}
+    if name == "dihedral_permutation":
+        assert {rule[0] for rule in drawn} == set(range(1, 1 + count))
+    else:
+        trained = [rule for rule in FAMILIES[name].rules(options) if not FAMILIES[name].is_held_out(rule)]
+        assert drawn == set(trained[:count])
+
+
 @pytest.mark.parametrize("name", ["mirror", "tile", "scale"])
 def test_outputs_fit_where_sides_are_long(name: str) -> None:
     for task in tasks(TaskSettings((name,), sides=(11, 15)), "train", 20):
@@ -198,6 +210,7 @@ def test_outputs_fit_where_sides_are_long(name: str) -> None:
         (TaskSettings(("dihedral",), colors=10), "train", "colors=10"),
         (TaskSettings(("fill",), sides=(2, 2)), "train", "'fill' has no rule"),
         (TaskSettings(("permutation",), colors=3), "held_out", "'permutation' needs colors=4"),
+        (TaskSettings(("permutation",), rules=2), "train", "'permutation' draws its rules, it lists none: rules=2"),
         (TaskSettings(("swap",), colors=2), "held_out", "'swap' has no rule for split=held_out"),
     ],
 )

@@ -267,7 +267,7 @@ TESTED_ELSEWHERE = {
             "families",
             "levels",
             "threshold",
-            *(f"levels.{key}" for key in ("sides", "colors", "demos", "distinct")),
+            *(f"levels.{key}" for key in ("sides", "colors", "demos", "distinct", "rules")),
         )
     },
     **dict.fromkeys(schema_keys(MixturePart, "data.sources."), "as in a run of that source alone: test_mixture.py"),

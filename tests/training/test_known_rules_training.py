@@ -93,12 +93,12 @@ def test_a_run_is_evaluated_on_held_out_tasks_every_so_many_epochs(rules_config:
 
 
 def test_a_level_takes_from_the_section_what_it_leaves_out(rules_config: Config) -> None:
-    one = "{families:[tile],levels:[{sides:[4,5],colors:5,demos:[1,2],distinct:true},{}],threshold:0.5}"
+    one = "{families:[tile],levels:[{sides:[4,5],colors:5,demos:[1,2],distinct:true,rules:3},{}],threshold:0.5}"
     data = rules_config(f"data.curriculum=[{one}]").data
     assert isinstance(data, KnownRulesData)
     tile, *others = data.ladders()
     assert tile == [
-        Lesson(TaskSettings(("tile",), (4, 5), 5, (1, 2), True), 0.5),
+        Lesson(TaskSettings(("tile",), (4, 5), 5, (1, 2), True, 3), 0.5),
         Lesson(TaskSettings(("tile",), (2, 3), 9, (3, 4), False), 0.5),
     ]
     assert [[lesson.settings.families for lesson in ladder] for ladder in others] == [
