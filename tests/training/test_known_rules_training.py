@@ -153,6 +153,7 @@ def test_a_fixed_set_has_trained_and_held_out_tasks_of_each_family_in_turn(rules
         "colors": 9,
         "demos": [3, 4],
         "distinct": False,
+        "rules": None,
     }
 
 
