@@ -6,6 +6,7 @@ puzzle). Unknown labels and empty demonstration slots are PAD. What the task can
 grids) is read from the tokens themselves, so no further key takes part.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -35,6 +36,19 @@ def select_puzzles(store: PuzzleStore, split: Split, max_groups: int | None, key
     if max_groups is not None and max_groups > len(puzzles):
         raise DatasetError(f"{key}={max_groups}, but the data set has {len(puzzles)} puzzles in its {split} split")
     return puzzles[:max_groups]
+
+
+def named_puzzles(store: PuzzleStore, split: Split, names: Sequence[str], option: str) -> Int64[np.ndarray, " n"]:
+    """The puzzles of a split by their ids, in the order of these.
+
+    Raises:
+        DatasetError: an id is not in the split; `option` names what asked for it.
+    """
+    number_of = {store.metadata.puzzle_ids[puzzle]: int(puzzle) for puzzle in store.puzzles_of(split)}
+    missing = [name for name in names if name not in number_of]
+    if missing:
+        raise DatasetError(f"{option}: '{missing[0]}' is not in the {split} split ({len(missing)} are not)")
+    return np.array([number_of[name] for name in names], dtype=np.int64)
 
 
 def exchanged(num_puzzles: int, seed: int, option: str) -> Int64[np.ndarray, " puzzles"]:

@@ -1,5 +1,6 @@
 """Queries with their demonstrations: the training batches of systems with an encoder, and every system's evaluation."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from jaxtyping import Int64
 from torch.utils.data import Dataset
 
-from dataset.assemble import PairTable, assemble, first_by_key, select_puzzles
+from dataset.assemble import PairTable, assemble, first_by_key, named_puzzles, select_puzzles
 from dataset.batches import Batch, Conditions
 from dataset.context_limit import ContextLimit
 from dataset.store import DatasetError, PuzzleStore, Split
@@ -75,6 +76,7 @@ class FewshotEvalDataset(Dataset[Batch]):
     Args:
         batch_size: how many queries a batch has.
         batch_tokens: instead, how many cells of demonstrations and canvas it has at most (`dataset.token_batches`).
+        puzzles: the ids of the chosen ones (none: the first `max_groups`, None all of them).
     """
 
     conditions: Conditions | None = None
@@ -90,12 +92,17 @@ class FewshotEvalDataset(Dataset[Batch]):
         max_groups: int | None = None,
         max_augmentations: int | None = None,
         batch_tokens: int | None = None,
+        puzzles: Sequence[str] = (),
         rank: int = 0,
         world_size: int = 1,
     ):
         self.store, self.max_demos, self.batch_size = store, max_demos, batch_size
         key = "max_eval_groups" if split == "test" else "max_train_groups"
-        self.puzzles = select_puzzles(store, split, max_groups, key)
+        self.puzzles = (
+            named_puzzles(store, split, puzzles, "--puzzles")
+            if puzzles
+            else select_puzzles(store, split, max_groups, key)
+        )
         self.pairs = PairTable(store, self.puzzles)
         is_query = self.pairs.exists & ~self.pairs.is_demo
         self.limit = ContextLimit(store, max_context_tokens)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from checkpoints.checkpoint import Checkpoint
 from dataset.arc_tasks import Pair, Task
-from dataset.assemble import select_puzzles
+from dataset.assemble import named_puzzles, select_puzzles
 from dataset.build_arc_dataset import without_outputs
 from dataset.store import DatasetError, PuzzleStore, Split
 from inference.adapt import adapt
@@ -56,14 +56,12 @@ def tasks_of_split(store: PuzzleStore, split: Split, max_groups: int | None, puz
     Raises:
         DatasetError: an id is not in the split.
     """
-    if not puzzles:
-        chosen = select_puzzles(store, split, max_groups, "--max-groups")
-        return [_task_of(store, int(puzzle)) for puzzle in chosen]
-    number_of = {store.metadata.puzzle_ids[puzzle]: int(puzzle) for puzzle in store.puzzles_of(split)}
-    missing = [puzzle for puzzle in puzzles if puzzle not in number_of]
-    if missing:
-        raise DatasetError(f"--puzzles: '{missing[0]}' is not in the {split} split ({len(missing)} are not)")
-    return [_task_of(store, number_of[puzzle]) for puzzle in puzzles]
+    chosen = (
+        named_puzzles(store, split, puzzles, "--puzzles")
+        if puzzles
+        else select_puzzles(store, split, max_groups, "--max-groups")
+    )
+    return [_task_of(store, int(puzzle)) for puzzle in chosen]
 
 
 def _task_of(store: PuzzleStore, puzzle: int) -> Task:

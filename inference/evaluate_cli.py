@@ -15,6 +15,7 @@ from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.store import DatasetError, DatasetMetadata, PuzzleStore, load_stores
 from inference.adapt_arguments import Asked, add_adapt_arguments, add_control_argument, asked_of
 from inference.adapt_command import evaluate_adapted
+from inference.adapt_evaluation import read_puzzle_list
 from inference.adapt_options import AdaptError
 from inference.control_measures import create_controls
 from inference.control_table import control_table
@@ -40,6 +41,7 @@ def evaluate_checkpoint(
     shuffle: bool = False,
     averaged: bool = True,
     max_groups: int | None = None,
+    puzzles: Sequence[str] = (),
     max_augmentations: int | None = None,
     batch_size: int | None = None,
     data_paths: Sequence[str] = (),
@@ -53,6 +55,7 @@ def evaluate_checkpoint(
     Args:
         shuffle: ask each query with what belongs to another puzzle.
         max_groups, max_augmentations: limits (None: the run's own).
+        puzzles: ids of those that are asked about, whatever `max_groups` (none: as that says).
         batch_size: queries at once (None: the run's own).
         data_paths: other data sets than the run's.
         controls, control_queries: ask the controls, and of how many queries at most (None: as the run does). There are
@@ -75,7 +78,7 @@ def evaluate_checkpoint(
             _refuse_other_identifiers(checkpoint, store.metadata)
         limits = {"max_groups": max_groups, "max_augmentations": max_augmentations, "batch_size": batch_size}
         options: dict[str, Any] = _query_options(config, split, limits)
-        options |= {"rank": ranks.rank, "world_size": ranks.world_size}
+        options |= {"puzzles": puzzles, "rank": ranks.rank, "world_size": ranks.world_size}
         if shuffle:
             return model, config, ShuffledConditions(store, keys=model.condition_keys, **options)
         return model, config, FewshotEvalDataset(store, **options)
@@ -140,7 +143,7 @@ def _add_adaptation(parser: argparse.ArgumentParser) -> None:
     add_adapt_arguments(parser)
     add_control_argument(parser)
     parser.add_argument("--total-seconds", type=float, help="adapt within this time for all puzzles together")
-    parser.add_argument("--puzzles", type=Path, metavar="FILE", help="with --adapt: ids of the split, one to a line")
+    parser.add_argument("--puzzles", type=Path, metavar="FILE", help="ids of the split, one to a line")
     parser.add_argument("--jobs", type=int, help="with --adapt: processes, each of one thread (1)")
     parser.add_argument("--stack", type=int, help="with --adapt-updates: tasks adapted side by side in one pass (1)")
     parser.add_argument("--output-dir", type=Path, help=f"with --adapt: its record, also to go on ({DEFAULT_RECORD})")
@@ -161,9 +164,7 @@ def _asked(arguments: argparse.Namespace) -> Asked | None:
         control=arguments.adapt_control,
     )
     refused = (
-        ("puzzles", "jobs", "stack", "output_dir", "seed")
-        if asked is None
-        else ("batch_size", "controls", "control_queries")
+        ("jobs", "stack", "output_dir", "seed") if asked is None else ("batch_size", "controls", "control_queries")
     )
     for name in refused:
         if getattr(arguments, name) is not None:
@@ -183,6 +184,8 @@ def _asked(arguments: argparse.Namespace) -> Asked | None:
 def _refuse_clashes(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     if arguments.shuffle and (arguments.controls or arguments.control_queries):
         parser.error("--shuffle gives every query another puzzle's demonstrations; the controls need the right ones")
+    if arguments.puzzles is not None and arguments.max_groups is not None:
+        parser.error("--max-groups would change nothing: --puzzles names the puzzles")
     if arguments.control_queries and arguments.controls is False:
         parser.error("--control-queries would change nothing: --no-controls asks none")
 
@@ -232,6 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             shuffle=arguments.shuffle,
             averaged=not arguments.raw,
             max_groups=arguments.max_groups,
+            puzzles=() if arguments.puzzles is None else read_puzzle_list(arguments.puzzles),
             max_augmentations=arguments.max_augmentations,
             batch_size=arguments.batch_size,
             data_paths=arguments.data_paths,

@@ -222,7 +222,6 @@ def test_a_control_has_figures_of_its_own(
     ("arguments", "said"),
     [
         (["--jobs", "2"], "--jobs: needs --adapt"),
-        (["--puzzles", "x"], "--puzzles: needs --adapt"),
         (["--output-dir", "x"], "--output-dir: needs --adapt"),
         (["--adapt-control", "votes"], "--adapt-control: needs --adapt"),
         (["--adapt", "-1"], "--adapt -1: must be above 0"),
@@ -231,6 +230,8 @@ def test_a_control_has_figures_of_its_own(
         (["--adapt", "1", "--batch-size", "4"], "--batch-size: is not read"),
         (["--total-seconds", "9", "--adapt-updates", "1"], "--total-seconds divides time"),
         (["--adapt", "1", "--puzzles", "no.txt"], "no.txt: cannot be read"),
+        (["--puzzles", "no.txt"], "no.txt: cannot be read"),
+        (["--puzzles", "no.txt", "--max-groups", "2"], "--max-groups would change nothing"),
         (["--adapt", "1", "--adapt-with", "lr=x"], "lr=x"),
     ],
 )

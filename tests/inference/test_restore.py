@@ -50,6 +50,15 @@ def test_a_checkpoint_gives_the_figures_of_its_run(run: Path, metrics_of: Metric
             assert logged[key] == pytest.approx(value, abs=1e-6), key
 
 
+def test_puzzles_that_are_named_are_asked_alone(run: Path, store: PuzzleStore) -> None:
+    wanted = [store.metadata.puzzle_ids[puzzle] for puzzle in store.puzzles_of("test")[[3, 1]]]
+    found = evaluate_checkpoint(run, puzzles=wanted, max_augmentations=2, device="cpu")
+    assert set(found.submission) == set(wanted)
+    assert found.metrics["ARC/num_puzzles"] == 2
+    with pytest.raises(DatasetError, match="--puzzles: 'nobody' is not in the test split"):
+        evaluate_checkpoint(run, puzzles=["nobody"], device="cpu")
+
+
 def test_averaged_and_raw_weights_differ(run: Path) -> None:
     averaged, raw = (evaluate_checkpoint(run, averaged=flag, device="cpu").metrics for flag in (True, False))
     assert averaged["eval/lm_loss"] != raw["eval/lm_loss"]
