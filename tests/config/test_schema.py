@@ -239,7 +239,8 @@ def composed(name: str) -> dict[str, Any]:
 
 
 NAMES_ITS_SOURCE = [
-    *("cfg_known_rules", "cfg_known_rules_recurrent", "cfg_first_lesson", "cfg_first_spatial_lesson"),
+    *("cfg_known_rules", "cfg_known_rules_recurrent", "cfg_few_rules_first"),
+    *("cfg_first_lesson", "cfg_first_spatial_lesson"),
     *("cfg_mixture", "cfg_arc_base"),
 ]
 HYBRIDS = [name for name in config_names() if "trm_hybrid" in name]
@@ -356,7 +357,7 @@ def test_a_shorthand_of_another_system_is_an_unknown_key(override: str) -> None:
 
 
 def test_a_config_may_name_its_source() -> None:
-    assert [load_config(name).data.name for name in NAMES_ITS_SOURCE] == [*["known_rules"] * 4, *["mixture"] * 2]
+    assert [load_config(name).data.name for name in NAMES_ITS_SOURCE] == [*["known_rules"] * 5, *["mixture"] * 2]
 
 
 @pytest.mark.parametrize("name", [name for name in config_names() if name not in NAMES_ITS_SOURCE])
