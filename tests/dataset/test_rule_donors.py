@@ -1,5 +1,6 @@
 """What a stored set says of its rules: a donor that shows on the same inputs and answers otherwise, and chance."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations
 
@@ -72,15 +73,20 @@ def test_chance_is_the_share_of_rules_that_give_the_answer(name: str) -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("name", ["permutation", "dihedral_permutation"])
-def test_chance_of_permutations_counts_those_of_the_demonstrations_colors(name: str, split: RuleSplit) -> None:
-    for task, known in draw_tasks(replace(FEW_COLORS, families=(name,)), split, 6, 0):
+@pytest.mark.parametrize(
+    ("name", "transforms", "rules"),
+    [("permutation", [0], None), ("dihedral_permutation", range(1, 8), None), ("dihedral_permutation", [1, 2], 2)],
+)
+def test_chance_of_permutations_counts_those_of_the_demonstrations_colors(
+    name: str, transforms: Sequence[int], rules: int | None, split: RuleSplit
+) -> None:
+    for task, known in draw_tasks(replace(FEW_COLORS, families=(name,), rules=rules), split, 6, 0):
         palette = sorted({int(color) for pair in task.train for color in pair.input.ravel()})
         images = [dict(zip(palette, order, strict=True)) for order in permutations(palette)]
         allowed = [image for image in images if is_drawn(cycle_lengths([image.get(c, c) for c in range(10)]), split)]
         (query,) = task.test
         assert query.output is not None
-        turned = [turn(t, query.input.tolist()) for t in (range(1, 8) if name != "permutation" else [0])]
+        turned = [turn(t, query.input.tolist()) for t in transforms]
         answers = [[[image[c] for c in row] for row in grid] for grid in turned for image in allowed]
         assert known.chance == pytest.approx(sum(a == query.output.tolist() for a in answers) / len(answers))
 
