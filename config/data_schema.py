@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from config.arch_schema import Condition
 from config.fields import FilePath, ListOrOne, NonNegative, Positive, Probability, Section
-from dataset.known_rules.family import Lesson, RuleError, TaskSettings
+from dataset.known_rules.family import Lesson, Review, RuleError, TaskSettings
 from dataset.known_rules.generator import check_settings
 
 # By the name of the arch; every other arch reads demonstrations.
@@ -95,6 +95,7 @@ class KnownRulesData(DataConfig):
     at_once: Positive
     patience: Positive
     earlier_share: Probability
+    review: Review = "even"
     measure_steps: Positive
     measure_samples: Positive = 64
 
@@ -133,7 +134,7 @@ class KnownRulesData(DataConfig):
             "min_demos": "data.demos says how many demonstrations are shown",
         }
         if not self.curriculum:
-            keys = ("at_once", "patience", "earlier_share", "measure_steps", "measure_samples")
+            keys = ("at_once", "patience", "earlier_share", "review", "measure_steps", "measure_samples")
             unused |= {f"data.{key}": "data.curriculum is empty: all families from the start" for key in keys}
         return unused
 

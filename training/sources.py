@@ -78,6 +78,7 @@ def known_rules(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> KnownR
             ranks,
             at_once=data.at_once if data.curriculum else len(data.families),
             earlier_share=data.earlier_share,
+            review=data.review,
             patience=data.patience,
             measure_steps=data.measure_steps,
             measure_samples=data.measure_samples,

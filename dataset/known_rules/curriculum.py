@@ -13,9 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.known_rules.family import Lesson
+from dataset.known_rules.family import Lesson, Review
 from utils import distributed
 from utils.distributed import Ranks
+
+# What is wholly known is still asked for, or its loss would not be seen.
+LEAST_WEIGHT = 0.05
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,14 @@ class Place:
     read: lessons behind each ladder.
     since: the batch at which each ladder's present lesson began.
     opened: ladders that have begun, in their order.
+    weights: of each lesson among those that are read; empty where they are alike.
     """
 
     batch: int
     read: tuple[int, ...]
     since: tuple[int, ...]
     opened: int
+    weights: tuple[float, ...] = ()
 
 
 class Curriculum:
@@ -42,7 +47,8 @@ class Curriculum:
     Args:
         ladders: of each family, lessons in the order of difficulty.
         at_once: families that are learned at a time.
-        earlier_share: probability that a sample is of a lesson that is read, each of these being as likely.
+        earlier_share: probability that a sample is of a lesson that is read.
+        review: which of these: "even", each as likely; "forgotten", in proportion to 1 - exact match as measured last.
         patience: in batches.
         measure_samples: of a lesson, before its exact match is believed.
     """
@@ -54,6 +60,7 @@ class Curriculum:
         *,
         at_once: int = 1,
         earlier_share: float = 0.3,
+        review: Review = "even",
         patience: int = 1000,
         measure_steps: int = 100,
         measure_samples: int = 64,
@@ -61,7 +68,7 @@ class Curriculum:
         self.ladders = tuple(tuple(ladder) for ladder in ladders)
         self.lessons = tuple(lesson for ladder in self.ladders for lesson in ladder)
         self.first_of = np.cumsum([0, *(len(ladder) for ladder in self.ladders)])[:-1].tolist()
-        self.ranks, self.at_once, self.earlier_share = ranks, at_once, earlier_share
+        self.ranks, self.at_once, self.earlier_share, self.review = ranks, at_once, earlier_share, review
         self.patience, self.measure_steps, self.measure_samples = patience, measure_steps, measure_samples
         none = (0,) * len(self.ladders)
         self.places = [Place(0, none, none, min(at_once, len(self.ladders)))]
@@ -75,9 +82,13 @@ class Curriculum:
 
     def lesson_of(self, batch: int, rng: np.random.Generator) -> int:
         """The number of the lesson that a sample of a batch is of."""
-        learning, known = self._choices(self.place_at(batch))
+        place = self.place_at(batch)
+        learning, known = self._choices(place)
         from_known = known and (not learning or rng.random() < self.earlier_share)
         choices = known if from_known else learning
+        if from_known and place.weights:
+            weights = np.array([place.weights[number] for number in known])
+            return known[int(rng.choice(len(known), p=weights / weights.sum()))]
         return choices[int(rng.integers(len(choices)))]
 
     def _choices(self, place: Place) -> tuple[list[int], list[int]]:
@@ -107,7 +118,8 @@ class Curriculum:
             return
         self.steps = 0
         place = self._next_place(batch + 1, self._measured())
-        if (place.read, place.opened) != (self.places[-1].read, self.places[-1].opened):
+        last = self.places[-1]
+        if (place.read, place.opened, place.weights) != (last.read, last.opened, last.weights):
             self.places.append(place)
 
     def _measured(self) -> set[int]:
@@ -132,7 +144,12 @@ class Curriculum:
         busy = sum(self._is_busy(number, read[number], batch - since[number]) for number in range(opened))
         while busy < self.at_once and opened < len(self.ladders):
             since[opened], opened, busy = batch, opened + 1, busy + 1
-        return Place(batch, tuple(read), tuple(since), opened)
+        return Place(batch, tuple(read), tuple(since), opened, self._weights())
+
+    def _weights(self) -> tuple[float, ...]:
+        if self.review == "even":
+            return ()
+        return tuple(max(1 - self.exact_match.get(number, 0), LEAST_WEIGHT) for number in range(len(self.lessons)))
 
     def _is_busy(self, number: int, read: int, batches: int) -> bool:
         return read < len(self.ladders[number]) and batches < self.patience
@@ -150,13 +167,19 @@ class Curriculum:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "places": [[place.batch, list(place.read), list(place.since), place.opened] for place in self.places],
+            "places": [
+                [place.batch, list(place.read), list(place.since), place.opened, list(place.weights)]
+                for place in self.places
+            ],
             "steps": self.steps,
             "totals": self.totals.clone(),
             "exact_match": dict(self.exact_match),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.places = [Place(batch, tuple(read), tuple(since), n) for batch, read, since, n in state["places"]]
+        self.places = [
+            Place(batch, tuple(read), tuple(since), opened, tuple(weights))
+            for batch, read, since, opened, weights in state["places"]
+        ]
         self.steps, self.totals = state["steps"], state["totals"].clone()
         self.exact_match = {int(number): value for number, value in state["exact_match"].items()}

@@ -16,6 +16,7 @@ from dataset.grids import CANVAS_SIDE, Grid
 from dataset.store import DatasetError
 
 RuleSplit = Literal["train", "held_out"]
+Review = Literal["even", "forgotten"]
 Rule = tuple[int, ...]
 Pairs = Sequence[tuple[Grid, Grid]]
 T = TypeVar("T")

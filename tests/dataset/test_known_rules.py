@@ -15,7 +15,7 @@ from dataset.batches import Batch
 from dataset.grids import COLOR_OFFSET, Grid
 from dataset.known_rules.color_families import cycle_lengths, moved_colors
 from dataset.known_rules.curriculum import Curriculum
-from dataset.known_rules.family import Lesson, RuleError, RuleSplit, TaskSettings, is_held_out_grid, same
+from dataset.known_rules.family import Lesson, Review, RuleError, RuleSplit, TaskSettings, is_held_out_grid, same
 from dataset.known_rules.generator import (
     FAMILIES,
     KnownTask,
@@ -410,8 +410,23 @@ def test_lessons_that_are_read_have_their_share(share: float) -> None:
     assert abs(sum(drawn) / len(drawn) - share) < 0.04
 
 
-def test_the_curriculum_goes_on_with_its_state() -> None:
-    straight, first, second = source(*LADDERS), source(*LADDERS), source(*LADDERS)
+def test_what_is_forgotten_is_asked_for_by_the_share_that_was_wrong() -> None:
+    data = source((lesson("swap"),), (lesson("tile"),), (lesson("scale"),), review="forgotten", batch=100)
+    for number in range(3):
+        observed(data, (2 * number + 1, 2 * number + 2), exact=0.75, lessons=[number])
+    for number, exact in enumerate((1.0, 0.75, 0.5)):
+        observed(data, (2 * number + 7, 2 * number + 8), exact=exact, lessons=[number])
+    drawn = np.bincount([number for batch in range(12, 42) for number in data[batch]["puzzle_groups"].tolist()])
+    assert drawn / drawn.sum() == pytest.approx(np.array([0.05, 0.25, 0.5]) / 0.8, abs=0.03)
+    again = source((lesson("swap"),), (lesson("tile"),), (lesson("scale"),), review="forgotten", batch=100)
+    again.load_state_dict(data.state_dict())
+    for batch in (5, 9, 20):
+        assert torch.equal(again[batch]["puzzle_groups"], data[batch]["puzzle_groups"])
+
+
+@pytest.mark.parametrize("review", ["even", "forgotten"])
+def test_the_curriculum_goes_on_with_its_state(review: Review) -> None:
+    straight, first, second = (source(*LADDERS, review=review) for _ in range(3))
     observed(straight, range(1, 10), exact=0.8, lessons=[0, 1])
     observed(first, range(1, 6), exact=0.8, lessons=[0, 1])
     second.load_state_dict(first.state_dict())

@@ -187,6 +187,7 @@ CASES = {
     # As long as nothing is measured, patience alone lets a family begin.
     "data.patience": replace(FOLLOWED, values=("1", "100"), given=CURRICULUM[:-1]),
     "data.earlier_share": replace(FOLLOWED, values=("0", "1")),
+    "data.review": replace(FOLLOWED, values=("even", "forgotten"), given=(*CURRICULUM, "data.earlier_share=1")),
     "data.measure_steps": replace(FOLLOWED, values=("2", "100")),
     "data.measure_samples": replace(FOLLOWED, values=("1", "64")),
     "data_paths": Case(("[{data}]", "[{other_data}]"), "losses"),
