@@ -178,8 +178,8 @@ class Curriculum:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.places = [
-            Place(batch, tuple(read), tuple(since), opened, tuple(weights))
-            for batch, read, since, opened, weights in state["places"]
+            Place(batch, tuple(read), tuple(since), opened, *map(tuple, weights))  # none in older checkpoints
+            for batch, read, since, opened, *weights in state["places"]
         ]
         self.steps, self.totals = state["steps"], state["totals"].clone()
         self.exact_match = {int(number): value for number, value in state["exact_match"].items()}
