@@ -30,6 +30,7 @@ from utils.threads import one_thread
 
 UPDATE_COST = 3.0  # forward and backward pass of a view, in forward passes
 SPARE = 1.2  # of the time that the last mark took, kept for the next
+MARK_SHARE = 0.1  # of the seconds of a task, the most that a mark may take: else fewer versions vote
 ENDS = {
     "updates": "all updates made",
     "seconds": "the time was over",
@@ -105,9 +106,9 @@ class _Session:
         self.task, self.tell, self.stop = without_outputs(task), tell, stop
         self.device = next(model.parameters()).device
         self.key = task_key(self.task, options.seed, "answer")
-        store = store_of_tasks([self.task], options.votes - 1, self.key, options.palettes)
-        self.base = with_new_identifiers(model.eval(), config.arch, store.metadata)
-        self.asking = Questions(store, self.key, config, options, self.device)
+        self.asking = self._questions(options.votes)
+        self.versions = self.asking.store
+        self.base = with_new_identifiers(model.eval(), config.arch, self.versions.metadata)
         self.taught = store_of_tasks([_mispaired(self.task) if options.control == "mispaired" else self.task], 0, 0)
         self.marks: list[Mark] = []
         self.updates, self.mark_seconds, self.update_seconds = 0, 0.0, 0.0
@@ -122,6 +123,9 @@ class _Session:
         Whatever has an update to make is yielded, and what was not finite in it, if anything, is sent back.
         """
         with torch.no_grad():
+            if (votes := self._affordable_votes()) < self.options.votes:
+                self.options = self.options.model_copy(update={"votes": votes})
+                self.asking = self._questions(votes)
             self._mark(self.base, self.base, None)
         ended, model = yield from self._adapted()
         failed = ended in FAILED
@@ -137,6 +141,28 @@ class _Session:
             demos_left_out=self.asking.data.left_out().get(self.task.id, 0),
             model=self.base if failed else model,
         )
+
+    def _questions(self, votes: int) -> Questions:
+        """What is asked at each mark, of so many versions; fewer are those of a task that is asked for fewer."""
+        store = store_of_tasks([self.task], votes - 1, self.key, self.options.palettes)
+        return Questions(store, self.key, self.config, self.options, self.device)
+
+    def _affordable_votes(self) -> int:
+        """So many versions that a mark takes `MARK_SHARE` of the seconds at most; a single one where it is to stop."""
+        votes, seconds = self.options.votes, self.budget.seconds
+        if self.stop:
+            return 1
+        if seconds is None or votes == 1 or not self.base.reads_demonstrations:  # a TRM is trained on its versions
+            return votes
+        plain = self._questions(1)
+        each = min(self._seconds_of(plain) for _ in range(2)) / len(self.task.test)  # the first call warms up
+        room = MARK_SHARE * seconds - each * self.asking.beside_votes
+        return votes if each * len(self.task.test) * votes <= room else max(1, int(room / each) // len(self.task.test))
+
+    def _seconds_of(self, asking: Questions) -> float:
+        started = self.clock()
+        asking.votes(self.base)
+        return self.clock() - started
 
     def _adapted(self) -> Generator[Course, str | None, tuple[str, RecursiveReasoner]]:
         if self.options.control == "votes":
@@ -211,7 +237,7 @@ class _Session:
             max_demos=self.config.max_demos,
             max_context_tokens=self.config.max_context_tokens,
             translate=options.translate,
-            versions=self.asking.store if options.palettes or not self.base.reads_demonstrations else None,
+            versions=self.versions if options.palettes or not self.base.reads_demonstrations else None,
         )
         learner = create_task_learner(start, self.config.arch, options)
         learner.model.train()

@@ -66,6 +66,11 @@ class Questions:
         """The demonstrations beside the one that a fork leaves out."""
         return np.delete(np.arange(self.count), self.out)
 
+    @property
+    def beside_votes(self) -> int:
+        """How many queries a mark asks beside the versions of the task."""
+        return sum(len(batch["labels"]) for batch in (self.explained, self.left_out) if batch is not None)
+
     def _of_the_others(self, asked: Sequence[int], views: int, limits: dict[str, Any]) -> Batch:
         return self._moved(asked_of_the_others(self.store, range(self.count), asked, views=views, **limits))
 

@@ -79,6 +79,8 @@ def _cells(mark: Mark, demonstrations: int) -> tuple[str, ...]:
 def sentences(found: Answered) -> list[str]:
     """What an adaptation came to, in words."""
     said = [f"{found.puzzle}: {found.updates} updates in {found.seconds:.1f} s; {ENDS[found.ended]}."]
+    if found.ended == "seconds" and not found.updates:
+        said.append("Nothing was adapted: asking the base took the time. Give --adapt more seconds, or fewer --votes.")
     if found.demos_left_out:
         said.append(f"{found.demos_left_out} demonstrations are left out, for max_context_tokens holds no more.")
     if len(found.marks) < 2:

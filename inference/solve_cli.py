@@ -18,7 +18,9 @@ from dataset.store import DatasetError
 from dataset.task_files import load_tasks
 from evaluators.arc import NUM_ATTEMPTS, Submission
 from inference.adapt_arguments import Asked, add_adapt_arguments, asked_of
+from inference.adapt_figures import submission_of
 from inference.adapt_options import AdaptError
+from inference.adapt_record import Answered
 from inference.adapt_terminal import AdaptProgress, print_adaptation
 from inference.explain import explain
 from inference.shipped import Card, card_of, larger_than, shipped_base, size_warning
@@ -110,10 +112,13 @@ def tell(solver: Solver, tasks: Sequence[Task], solutions: Sequence[Solution], v
         log.warning("nobody wrote down what %s was trained on: every figure is contaminated", ", ".join(unknown))
     first = {s.trace.puzzle: s for s in reversed(solutions)}
     for task in tasks:
-        if len(task.train) > most:
-            log.warning("%s: %d demonstrations, of which the first %d are read", task.id, len(task.train), most)
-        if first[task.id].versions < votes:
-            log.warning("%s: only %d distinct versions, so as many vote", task.id, first[task.id].versions)
+        count, versions, adapted = len(task.train), first[task.id].versions, first[task.id].adaptation is not None
+        if count > most:
+            how = "all are trained on, the first %d are shown when it is asked" if adapted else "the first %d are read"
+            log.warning(f"%s: %d demonstrations: {how}", task.id, count, most)
+        if versions < votes:
+            why = "there are no more, or no time for them" if adapted else "there are no more"
+            log.warning("%s: only %d versions vote, for %s", task.id, versions, why)
         if first[task.id].is_contaminated and not unknown:
             log.warning("%s: its pairs were seen in training; figures on it are contaminated", task.id)
 
@@ -163,14 +168,27 @@ def read_tasks(arguments: argparse.Namespace) -> list[Task]:
 
 
 def solve_adapted(
-    solver: Solver, tasks: Sequence[Task], asked: Asked, attempts: int, ranks: Ranks
+    solver: Solver, tasks: Sequence[Task], asked: Asked, attempts: int, folder: Path, ranks: Ranks
 ) -> tuple[list[Solution], Submission]:
-    """Adapt to each task and answer it; SIGINT or SIGTERM ends the adapting, and what there is answers."""
+    """Adapt to each task and answer it; SIGINT or SIGTERM ends the adapting, and what there is answers.
+
+    What rank 0 has answered so far is in the folder's submission after each task.
+    """
     stop = StopRequest()
     stop.hear()
+    so_far: list[Answered] = []
+
+    def keep(answered: Answered) -> None:
+        if ranks.is_first:
+            so_far.append(answered)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_file(folder / SUBMISSION_FILE, json.dumps(submission_of(so_far, attempts)))
+
     progress = AdaptProgress(asked.budget, disable=not ranks.is_first)
     with stop.listening(), progress:
-        found = solver.solve_adapted(tasks, asked.options, asked.budget, attempts=attempts, tell=progress.of, stop=stop)
+        found = solver.solve_adapted(
+            tasks, asked.options, asked.budget, attempts=attempts, tell=progress.of, keep=keep, stop=stop
+        )
     if stop:
         log.warning("stopped by %s: the answers are those so far", stop.signal_name)
     return found
@@ -182,11 +200,15 @@ def say_first(tasks: Sequence[Task], asked: Asked | None, card: Card | None, ran
         return
     if card is not None and (larger := larger_than(card, tasks)):
         log.warning(size_warning(card, larger, len(tasks)))
-    if asked is not None and (seconds := asked.budget.seconds) is not None:
-        turns = math.ceil(len(tasks) / ranks.world_size)
+    adapted = [task for task in tasks if len(task.train) > 1]
+    if adapted and asked is not None and (seconds := asked.budget.seconds) is not None:
+        turns = math.ceil(len(adapted) / ranks.world_size)
+        single = len(tasks) - len(adapted)
         log.info(
-            "tasks: %d, adapting to each for %g s: up to %s in all (--adapt 0: answers at once, without adapting)",
+            "tasks: %d%s, adapting to each for %g s: up to about %s in all "
+            "(--adapt 0: answers at once, without adapting)",
             len(tasks),
+            f" ({single} of a single demonstration, which the base answers)" if single else "",
             seconds,
             timedelta(seconds=math.ceil(turns * seconds)),
         )
@@ -203,7 +225,7 @@ def run(arguments: argparse.Namespace, card: Card | None, asked: Asked | None, d
     at_once = solver.config.eval_batch_size
     with memory_for("while solving", f"lower --batch-size, which is {at_once} versions at once, or --votes {votes}"):
         if asked is not None:
-            solutions, submission = solve_adapted(solver, tasks, asked, attempts, ranks)
+            solutions, submission = solve_adapted(solver, tasks, asked, attempts, arguments.output_dir, ranks)
         else:
             solutions, submission = solver.solve(tasks, votes=votes, attempts=attempts, seed=seed)
         swaps = arguments.explain and asked is None

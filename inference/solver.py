@@ -152,12 +152,14 @@ class Solver:
         *,
         attempts: int = DEFAULT_ATTEMPTS,
         tell: Callable[[Task], Tell] = lambda task: tell_nothing,
+        keep: Callable[[Answered], None] = lambda answered: None,
         stop: Any = False,
     ) -> tuple[list[Solution], Submission]:
         """As `solve`, after training on each task's demonstrations; ranks divide the tasks.
 
         Args:
             tell: what hears of the progress on a task.
+            keep: hears what each of this rank's tasks came to, as soon as it is answered.
             stop: as soon as it is true, what there is answers.
 
         Raises:
@@ -170,7 +172,11 @@ class Solver:
         budget.check(options)
         refuse_without_room(tasks, self.config)
         mine = range(self.ranks.rank, len(tasks), self.ranks.world_size)
-        solved = [(n, self._adapted(tasks[n], options, budget, attempts, tell(tasks[n]), stop)) for n in mine]
+        solved = []
+        for number in mine:
+            solutions, answered = self._adapted(tasks[number], options, budget, attempts, tell(tasks[number]), stop)
+            keep(answered)
+            solved.append((number, solutions))
         parts = [part for _, part in sorted(distributed.gather_lists(solved, self.ranks), key=lambda item: item[0])]
         found = [part[0].adaptation for part in parts]
         submission = submission_of([answered for answered in found if answered is not None], attempts)
@@ -178,14 +184,14 @@ class Solver:
 
     def _adapted(
         self, task: Task, options: AdaptOptions, budget: Budget, attempts: int, tell: Tell, stop: Any
-    ) -> list[Solution]:
-        """The solutions of one task, which this rank adapts to."""
+    ) -> tuple[list[Solution], Answered]:
+        """The solutions of one task, which this rank adapts to, and what the adaptation came to."""
         done = adapt_to(self.model, self.config, task, options, budget, tell=tell, stop=stop)
         alone = Solver(done.model, self.config, self.checkpoint, Ranks(0, 1, self.ranks.device))
         data = alone.queries(store_of_tasks([task], 0, 0))
         contaminated = bool(contaminated_puzzles([task], self.checkpoint.trained_on))
         answered = Answered.of(done, budget.seconds)
-        return [
+        solutions = [
             Solution(
                 trace=replace(trace, votes=votes, truth=pair.output),
                 attempts=votes[:attempts],
@@ -197,6 +203,7 @@ class Solver:
                 alone.trace(data, plain_queries(data)), answered.answer, task.test, strict=True
             )
         ]
+        return solutions, answered
 
     def solve(
         self,

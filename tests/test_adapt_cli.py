@@ -280,6 +280,20 @@ def test_solving_shows_the_curve_and_after_how_many_updates_the_answer_changed(
     assert json.loads((tmp_path / "solutions/submission.json").read_text()).keys() == {"task"}
 
 
+def test_what_is_answered_is_written_before_the_next_task(checkpoint: Path, tmp_path: Path) -> None:
+    """So that a process that is killed has lost one task and not all of them."""
+    (tmp_path / "tasks.json").write_text(json.dumps({"a": TASK | {"train": TASK["train"][:1]}, "b": TASK}))
+    arguments = ["--checkpoint", str(checkpoint), "tasks.json", "--adapt", "500", "--votes", "2", "--device", "cpu"]
+    launch = Launch(tmp_path, arguments, script="solve.py")
+    launch.wait_for_output(" 16 updates")
+    launch.send(signal.SIGKILL)
+    launch.wait()
+    assert "tasks: 2 (1 of a single demonstration, which the base answers), adapting to each" in launch.output()
+    (answer,) = json.loads((tmp_path / "solutions/submission.json").read_text()).items()
+    assert answer[0] == "a"
+    assert answer[1][0].keys() == {"attempt_1", "attempt_2"}
+
+
 def test_an_interrupted_adaptation_answers_with_what_it_has(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "tasks.json").write_text(json.dumps({"a": TASK, "b": TASK}))
     arguments = ["--checkpoint", str(checkpoint), "tasks.json", "--adapt", "500", "--votes", "2", "--device", "cpu"]

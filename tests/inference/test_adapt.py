@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -180,6 +180,40 @@ def test_seconds_are_kept_to_and_replayed_from_their_updates(solver: Solver) -> 
     assert found(adapted(solver, task, updates=20)) == found(done).replace('"seconds",', '"updates",')
 
 
+@pytest.fixture
+def slow(solver: Solver) -> Iterator[Ticking]:
+    """A clock by which each query takes a second, and each update, by which the clock of `Ticking` goes, one too."""
+    clock = Ticking()
+
+    def ask(module: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        clock.now += 0.0 if torch.is_grad_enabled() else len(output)
+
+    handle = solver.model.inner.q_head.register_forward_hook(ask)
+    yield clock
+    handle.remove()
+
+
+@pytest.mark.parametrize(("seconds", "versions"), [(600.0, 4), (80.0, 3), (60.0, 1), (2.0, 1)])
+def test_fewer_versions_vote_where_a_mark_would_take_more_than_a_tenth_of_the_time(
+    solver: Solver, slow: Ticking, seconds: float, versions: int
+) -> None:
+    """A mark asks three demonstrations, two views of one left out, and the versions: eight queries of 80 seconds."""
+    task, budget = random_task(5), Budget(seconds=seconds)
+    done = adapt(solver.model, solver.config, task, QUICK, budget, tell=slow.tell, clock=slow)
+    assert done.versions == versions
+    assert done.ended == "seconds"
+    assert (done.updates > 0) == (seconds > 2)
+    fewer = QUICK.model_copy(update={"votes": versions})
+    if done.updates:
+        again = adapted(solver, task, fewer, updates=done.updates)
+        assert found(again) == found(done).replace('"seconds",', '"updates",')
+
+
+def test_once_it_is_to_stop_one_version_of_a_task_is_asked(solver: Solver) -> None:
+    done = adapted(solver, random_task(5), stop=True)
+    assert (done.ended, done.versions, done.updates) == ("stopped", 1, 0)
+
+
 def test_a_task_is_given_up_where_nothing_is_explained_at_half_time(solver: Solver) -> None:
     options = QUICK.model_copy(update={"give_up": True})
     done = timed(solver, random_task(5), options, 40.0)
@@ -255,7 +289,7 @@ class StopAfter:
 
 def test_a_request_to_stop_is_answered_with_what_there_is(solver: Solver) -> None:
     task = random_task(8)
-    stopped = adapted(solver, task, updates=1000, stop=StopAfter(19))
+    stopped = adapted(solver, task, updates=1000, stop=StopAfter(20))
     assert (stopped.ended, stopped.updates) == ("stopped", 19)
     whole = adapted(solver, task, updates=19)
     assert json.dumps(Answered.of(stopped, None).to_json()["answer"]) == json.dumps(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from argparse import Namespace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from inference.adapt_arguments import asked_of
 from inference.adapt_options import AdaptOptions
 from inference.shipped import card_of
 from inference.solver import Solution, Solver
+from tests.processes import Launch
 
 BASE = Path(__file__).parents[2] / "weights" / "arc_base"
 PUZZLE = "66e6c45b"
@@ -53,7 +55,7 @@ def test_without_a_checkpoint_the_base_adapts_and_says_how_long_and_for_which_ta
     small = {"train": [{"input": [[1]], "output": [[2]]}] * 2, "test": [{"input": [[1]]}]}
     Path("small.json").write_text(json.dumps(small))
     solve.main(["wide.json", "small.json", "--adapt", "1.5", *QUICK])
-    assert "tasks: 2, adapting to each for 1.5 s: up to 0:00:03 in all" in caplog.text
+    assert "tasks: 2, adapting to each for 1.5 s: up to about 0:00:03 in all" in caplog.text
     assert re.search(r"1 of 2 tasks have grids over 10 x 10, .*\(wide\)", caplog.text)
     assert list(json.loads(Path("solutions/submission.json").read_text())) == ["wide", "small"]
     assert re.search(r"small: \d+ updates in", capsys.readouterr().out)
@@ -67,6 +69,18 @@ def test_the_base_adapts_as_it_is_told_to(
     solve.main(["--puzzle", f"evaluation/{PUZZLE}", *QUICK[:4], *budget])
     out = capsys.readouterr().out
     assert ("3 updates" in out) == ("; before adapting 0\n" in out) == (budget[0] == "--adapt-updates")
+
+
+def test_a_task_alone_on_the_command_line_is_adapted_to_for_a_minute_and_ctrl_c_answers(tmp_path: Path) -> None:
+    small = {"train": [{"input": [[1, 2]], "output": [[2, 1]]}] * 3, "test": [{"input": [[1]]}]}
+    (tmp_path / "small.json").write_text(json.dumps(small))
+    launch = Launch(tmp_path, ["small.json"], script="solve.py")
+    launch.wait_for_output(" 16 updates")
+    launch.send(signal.SIGINT)
+    assert launch.wait() == [0], launch.output()
+    assert "tasks: 1, adapting to each for 60 s: up to about 0:01:00 in all" in launch.output()
+    assert re.search(r"small: \d+ updates in", launch.output())
+    assert list(json.loads((tmp_path / "solutions/submission.json").read_text())) == ["small"]
 
 
 def test_a_card_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
