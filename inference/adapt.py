@@ -34,7 +34,7 @@ MARK_SHARE = 0.1  # of the seconds of a task, the most that a mark may take: els
 ENDS = {
     "updates": "all updates made",
     "seconds": "the time was over",
-    "consistent": "every demonstration is explained, also the one left out",
+    "consistent": "twice in a row every demonstration is explained, the one left out too where there is one",
     "gave_up": "after half of the time no demonstration was explained",
     "stopped": "stopped by a signal",
     "one_demonstration": "a task of one demonstration has nothing to leave out: the base answers",
@@ -112,6 +112,7 @@ class _Session:
         self.taught = store_of_tasks([_mispaired(self.task) if options.control == "mispaired" else self.task], 0, 0)
         self.marks: list[Mark] = []
         self.updates, self.mark_seconds, self.update_seconds = 0, 0.0, 0.0
+        self.asked_at_half = False
 
     @property
     def seconds(self) -> float:
@@ -122,12 +123,7 @@ class _Session:
 
         Whatever has an update to make is yielded, and what was not finite in it, if anything, is sent back.
         """
-        with torch.no_grad():
-            if (votes := self._affordable_votes()) < self.options.votes:
-                self.options = self.options.model_copy(update={"votes": votes})
-                self.asking = self._questions(votes)
-            self._mark(self.base, self.base, None)
-        ended, model = yield from self._adapted()
+        ended, model = yield from self._adapted() if self._base_is_asked() else _out_of_memory(self.base)
         failed = ended in FAILED
         return Adaptation(
             task=self.task.id,
@@ -141,6 +137,21 @@ class _Session:
             demos_left_out=self.asking.data.left_out().get(self.task.id, 0),
             model=self.base if failed else model,
         )
+
+    def _base_is_asked(self) -> bool:
+        """Take the first mark; where memory does not suffice it has no votes, and nothing more can be done."""
+        try:
+            with torch.no_grad():
+                if (votes := self._affordable_votes()) < self.options.votes:
+                    self.options = self.options.model_copy(update={"votes": votes})
+                    self.asking = self._questions(votes)
+                self._mark(self.base, self.base, None)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.marks = [Mark(0, self.seconds, None, 0, None, ((),) * len(self.task.test))]
+            return False
+        return True
 
     def _questions(self, votes: int) -> Questions:
         """What is asked at each mark, of so many versions; fewer are those of a task that is asked for fewer."""
@@ -228,24 +239,25 @@ class _Session:
         return self._course(start, everything, "main", mains), self._course(start, others, "fork", forks)
 
     def _course(self, start: RecursiveReasoner, pairs: list[int], role: str, total: int | None) -> Course:
-        options = self.options
+        options, key = self.options, task_key(self.task, self.options.seed, role)
         views = TaskViews(
             self.taught,
             pairs,
-            task_key(self.task, options.seed, role),
+            key,
             views=options.views,
             max_demos=self.config.max_demos,
             max_context_tokens=self.config.max_context_tokens,
             translate=options.translate,
             versions=self.versions if options.palettes or not self.base.reads_demonstrations else None,
         )
+        torch.manual_seed(key % (1 << 63))  # for what low-rank changes begin with
         learner = create_task_learner(start, self.config.arch, options)
         learner.model.train()
         return Course(learner, views, options, total, self.device)
 
     def _train(self, main: Course, fork: Course | None) -> Generator[Course, str | None, str]:
         """Update until something ends it, which is returned; a key of `ENDS`."""
-        while (ended := self._end()) is None:
+        while (ended := self._end(main)) is None:
             started = self.clock()
             self.updates += 1
             course = fork if fork is not None and self.updates % self.options.fork_every == 0 else main
@@ -253,13 +265,13 @@ class _Session:
                 return "not_finite"
             self.update_seconds = self.clock() - started
             self.tell(None, self.updates, self.seconds)
-            if mark_updates(self.updates) or (self.options.give_up and self._is_doubtful()):
+            if mark_updates(self.updates):
                 self._mark_courses(main, fork)
         if self.marks[-1].updates != self.updates:
             self._mark_courses(main, fork)
         return ended
 
-    def _end(self) -> str | None:
+    def _end(self, main: Course | None = None) -> str | None:
         if self.stop:
             return "stopped"
         if self.budget.updates is not None and self.updates >= self.budget.updates:
@@ -269,22 +281,29 @@ class _Session:
             return "seconds"
         if self.options.stop_when_consistent and self._is_consistent():
             return "consistent"
-        if self.options.give_up and self._is_hopeless():
+        if self.options.give_up and self._is_hopeless(main):
             return "gave_up"
         return None
 
-    def _is_hopeless(self) -> bool:
-        """Nothing is explained, by a mark of this moment: what an older one lacks may have been learned since."""
-        return self.marks[-1].updates == self.updates and self._is_doubtful()
-
-    def _is_doubtful(self) -> bool:
-        """Half of the seconds are over, and the last mark explains nothing."""
-        seconds = self.budget.seconds
-        return seconds is not None and self.seconds > seconds / 2 and not self.marks[-1].explained
+    def _is_hopeless(self, main: Course | None) -> bool:
+        """After half of the seconds nothing is explained: by a mark of this moment, or asked once more at half time,
+        for what an older mark lacks may have been learned since."""
+        last, seconds = self.marks[-1], self.budget.seconds
+        if seconds is None or self.seconds <= seconds / 2 or last.explained:
+            return False
+        if last.updates == self.updates:
+            return True
+        if self.asked_at_half or main is None or self.asking.explained is None:
+            return False
+        self.asked_at_half = True
+        with main.answering() as model:
+            return not self.asking.right(model, self.asking.explained).any()
 
     def _is_consistent(self) -> bool:
         last = self.marks[1:][-2:]
-        return len(last) == 2 and all(m.agreement == 1.0 and m.explained == self.asking.count for m in last)
+        alone = self.options.stop_when_explained
+        agreed = all(m.agreement == 1.0 or (alone and m.agreement is None) for m in last)
+        return len(last) == 2 and agreed and all(m.explained == self.asking.count for m in last)
 
     def _mark_courses(self, main: Course, fork: Course | None) -> None:
         loss = main.mean_loss()
@@ -310,6 +329,12 @@ class _Session:
         self.mark_seconds = self.clock() - started
         self.marks.append(Mark(self.updates, self.seconds, loss, explained, agreement, votes))
         self.tell(self.marks[-1], self.updates, self.seconds)
+
+
+def _out_of_memory(base: RecursiveReasoner) -> Generator[Course, str | None, tuple[str, RecursiveReasoner]]:
+    """An adaptation of no update."""
+    yield from ()
+    return "out_of_memory", base
 
 
 def adapt(

@@ -13,14 +13,16 @@ class Asked:
 
     options: AdaptOptions
     budget: Budget
+    total_seconds: float | None = None
 
 
 def add_adapt_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--adapt`, `--adapt-updates`, `--adapt-with`."""
+    """`--adapt`, `--adapt-updates`, `--total-seconds`, `--adapt-with`."""
     parser.add_argument(
         "--adapt", type=float, metavar="SECONDS", help="train on a task's demonstrations for so long; 0: not at all"
     )
     parser.add_argument("--adapt-updates", type=int, metavar="N", help="the same, for a number of updates: repeatable")
+    parser.add_argument("--total-seconds", type=float, help="adapt within this time for all tasks together")
     parser.add_argument(
         "--adapt-with",
         nargs="+",
@@ -62,7 +64,7 @@ def asked_of(arguments: argparse.Namespace, card: Card | None = None, **values: 
     if total is not None and arguments.adapt_updates is not None:
         raise AdaptError("--total-seconds divides time: give --adapt SECONDS with it, or nothing, not --adapt-updates")
     if total is not None:
-        options = options.model_copy(update={"give_up": True})
+        options = options.model_copy(update={"give_up": True, "stop_when_explained": True})
     budget = Budget(updates=arguments.adapt_updates, seconds=arguments.adapt or total)
     budget.check(options)
-    return Asked(options, budget)
+    return Asked(options, budget, total)

@@ -55,7 +55,7 @@ def _evaluated(arguments: argparse.Namespace, asked: Asked, folder: Path, ranks:
     curve_end = None if arguments.total_seconds is not None else asked.budget.seconds
     metrics = figures(tasks, found, checkpoint.trained_on, asked.options, curve_end)
     if ranks.is_first:
-        write_figures(folder, tasks, found, checkpoint.trained_on, metrics, checkpoint.step)
+        write_figures(folder, tasks, found, checkpoint.trained_on, metrics, checkpoint.step, asked.options.control)
     return metrics
 
 

@@ -21,19 +21,19 @@ from inference.adapt_record import AdaptRecord, Answered
 from inference.adapt_stack import adapt_stacked
 from inference.adapt_workers import worked_on
 from inference.restore import restore_without_data
+from inference.shares import Shares, cells_shown
 from utils import distributed
 from utils.distributed import Ranks
 from utils.files import sha256_of
 
 log = logging.getLogger(__name__)
-MIN_SECONDS = 0.001  # of a puzzle for which no time is left: the base answers
 
 
 @dataclass(frozen=True)
 class Work:
     """What a process needs to answer puzzles.
 
-    total_seconds: for all puzzles together, on all processes; what one does not use the others get.
+    total_seconds: for all puzzles together, by the clock on the wall; what one does not use the others get.
     stack: how many puzzles a process adapts side by side.
     """
 
@@ -111,20 +111,21 @@ def settings_of(work: Work, tasks: Sequence[Task], split: str, store: PuzzleStor
 
 def answer_all(work: Work, tasks: Sequence[Task], record: AdaptRecord, ranks: Ranks) -> list[Answered]:
     """Answer what the record lacks, over all ranks, each with `work.jobs` processes; the whole record, in order."""
-    known = record.read_all([task.id for task in tasks])
-    used = sum(found.seconds for found in known if found is not None)
+    known, used, began = record.read_all([task.id for task in tasks]), record.seconds(), time.monotonic()
     waiting = [number for number, found in enumerate(known) if found is None]
     if work.total_seconds is not None:  # the cheapest first, so that the others get what these leave
-        waiting.sort(key=lambda number: _cells(tasks[number]))
+        waiting.sort(key=lambda number: cells_shown(tasks[number]))
     mine = waiting[ranks.rank :: ranks.world_size]
     if ranks.is_first:
         _announce(work, len(tasks), len(waiting), used, ranks)
-    shares = Shares(work, len(mine), used / ranks.world_size)
+    shares = Shares(work.budget, work.total_seconds, len(mine), jobs=work.jobs, used=used)
     jobs = ((number, (without_outputs(tasks[number]), shares.next())) for number in mine)
     progress = tqdm(total=len(mine), desc="adapt", disable=not ranks.is_first)
     with progress:
         for number, answered in _answered(work, jobs, min(work.jobs, max(1, len(mine)))):
             record.write(number, answered)
+            if ranks.is_first:
+                record.write_seconds(used + time.monotonic() - began)
             progress.update()
             progress.set_postfix_str(f"{answered.puzzle}: {answered.updates} updates, {answered.ended}")
     distributed.barrier(ranks)
@@ -132,39 +133,11 @@ def answer_all(work: Work, tasks: Sequence[Task], record: AdaptRecord, ranks: Ra
     return [answered for answered in found if answered is not None]
 
 
-def _cells(task: Task) -> int:
-    return sum(pair.input.size + (0 if pair.output is None else pair.output.size) for pair in task.train)
-
-
-class Shares:
-    """How many seconds each of a rank's puzzles is given, as it is begun.
-
-    Args:
-        count: puzzles.
-        used: seconds that calls before have spent, of all processes.
-        clock: seconds of a clock that goes on.
-    """
-
-    def __init__(self, work: Work, count: int, used: float, clock: Callable[[], float] = time.monotonic):
-        self.work, self.left, self.clock = work, count, clock
-        self.deadline = None if work.total_seconds is None else clock() + work.total_seconds - used / work.jobs
-
-    def next(self) -> Budget:
-        """The budget of the next puzzle: of a total, the time left divided among the puzzles left."""
-        self.left, left = self.left - 1, self.left
-        if self.deadline is None:
-            assert self.work.budget is not None
-            return self.work.budget
-        share = max(MIN_SECONDS, (self.deadline - self.clock()) * self.work.jobs / left)
-        cap = None if self.work.budget is None else self.work.budget.seconds
-        return Budget(seconds=share if cap is None else min(share, cap))
-
-
 def _announce(work: Work, total: int, waiting: int, used: float, ranks: Ranks) -> None:
     """Say, before the first puzzle, what will be done and how long it takes."""
     processes = work.jobs * ranks.world_size
     if work.total_seconds is not None:
-        left = max(0.0, work.total_seconds - used / processes)
+        left = max(0.0, work.total_seconds - used)
         length = f"{left:.0f} s in all ({work.total_seconds:.0f} s less what is used)"
     elif work.budget is not None and work.budget.seconds is not None:
         rounds = -(-waiting // processes)

@@ -10,6 +10,7 @@ from dataset.arc_tasks import Task
 from dataset.splits import pair_hashes
 from dataset.trained_on import TrainedOn
 from evaluators.arc import NO_PREDICTION, NUM_ATTEMPTS, PASS_KS, Submission, pass_metrics
+from inference.adapt import FAILED
 from inference.adapt_answers import Votes, answer_of
 from inference.adapt_options import AdaptOptions
 from inference.adapt_record import Answered
@@ -66,7 +67,7 @@ def figures(
     metrics |= pass_metrics(credits_of(tasks, [f.by_votes for f in found]), f"{what}_by_votes_")
     for fraction in CURVE_FRACTIONS if curve_end is not None else ():
         seconds = fraction * (curve_end or 0.0)
-        credits = credits_of(tasks, [answer_after(f, seconds) for f in found])
+        credits = credits_of(tasks, [f.answer if fraction == 1 else answer_after(f, seconds) for f in found])
         solved = sum(credit[2] for credit in credits.values())
         metrics[f"{what}_pass@2_after_{seconds:g}s"] = solved / max(1, len(credits))
     metrics["adapt/seconds_per_puzzle"] = float(np.mean([f.seconds for f in found]))
@@ -110,11 +111,13 @@ def write_figures(
     seen: TrainedOn,
     metrics: dict[str, float],
     step: int,
+    control: str | None = None,
 ) -> None:
     """The files that stand beside the record of a complete evaluation."""
     write_json(folder / "metrics.json", metrics)
     write_file(folder / "submission.json", json.dumps(submission_of(found)))
     contaminated: Collection[str] = contaminated_puzzles(tasks, seen)
     PuzzleResults(step, credits_of(tasks, [f.answer for f in found]), frozenset(contaminated)).write(folder)
-    learned = [task for task, f in zip(tasks, found, strict=True) if f.updates]
+    answered = zip(tasks, found, strict=True)
+    learned = [task for task, f in answered if f.updates and f.ended not in FAILED and control != "votes"]
     write_file(folder / "trained_on.json", trained_on(learned, seen).model_dump_json(indent=1) + "\n")

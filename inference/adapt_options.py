@@ -1,13 +1,19 @@
 """How a model adapts to a task: every option with its default, and how much is spent on it."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from config.fields import Beta, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
 
 Control = Literal["votes", "mispaired", "random_weights"]
 CONTROLS: tuple[Control, ...] = ("votes", "mispaired", "random_weights")
+
+
+def _not_one(every: int) -> int:
+    if every == 1:
+        raise ValueError("1 leaves no update to the weights that answer: give 0 (no fork), or 2 or more")
+    return every
 
 
 class AdaptOptions(Section):
@@ -28,7 +34,9 @@ class AdaptOptions(Section):
     agreement_views: in how many views the fork is asked for that demonstration.
     pooled_marks: how many of the last marks' votes are counted together.
     stop_when_consistent: stop as soon as two marks in a row explain every demonstration, also the one left out.
-    give_up: stop after half of the seconds where no demonstration is explained, by a mark that is taken then.
+    stop_when_explained: the same where none is left out (`fork_every=0`, two demonstrations), so that nothing vouches
+        for the answer.
+    give_up: stop after half of the seconds where no demonstration is explained, which is asked once more then.
     votes: versions of the task that vote at each mark.
     seed: draws all views and versions.
     control: what is done instead, at the same cost: more votes without adapting, adapting to demonstrations with the
@@ -49,10 +57,11 @@ class AdaptOptions(Section):
     act_steps: Positive | None = None
     ema_rate: Beta = 0.97
     translate: bool = True
-    fork_every: NonNegative = 4
+    fork_every: Annotated[int, AfterValidator(_not_one)] = Field(default=4, ge=0)
     agreement_views: Positive = 8
     pooled_marks: Positive = 3
     stop_when_consistent: bool = True
+    stop_when_explained: bool = False
     give_up: bool = False
     votes: Positive = 32
     seed: NonNegative = 0
@@ -73,7 +82,10 @@ def parse_options(settings: list[str], **values: object) -> AdaptOptions:
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or key not in known:
-            raise AdaptError(f"--adapt-with {setting}: expected KEY=VALUE, KEY one of {', '.join(sorted(known))}")
+            raise AdaptError(
+                f"--adapt-with {setting}: expected KEY=VALUE, KEY one of {', '.join(sorted(known))}; files stand "
+                "before the options"
+            )
         values[key] = None if value == "null" else value
     try:
         return AdaptOptions.model_validate(values)

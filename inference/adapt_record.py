@@ -1,6 +1,7 @@
 """The record of an evaluation by adaptation: a folder with a file for each puzzle that has been answered.
 
     settings.json       what was asked: checkpoint, puzzles, options, budget
+    seconds.json        how long all calls together took, until the last puzzle was written
     puzzles/<n>.json    what puzzle n came to, written in one move as soon as it is answered
     metrics.json  puzzles.json  submission.json  trained_on.json    written at the end
 
@@ -8,7 +9,7 @@ A call with the same settings goes on where the one before it ended, however tha
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from inference.adapt_options import AdaptError
 from inference.traces import VotedGrid, grid_of_rows, grid_rows
 from utils.files import read_json, write_file, write_json
 
-SETTINGS_FILE, ANSWERED_FOLDER = "settings.json", "puzzles"
+SETTINGS_FILE, SECONDS_FILE, ANSWERED_FOLDER = "settings.json", "seconds.json", "puzzles"
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,7 @@ def _rows_of(votes: Votes) -> list[list[dict[str, Any]]]:
 
 
 def _votes_of(value: list[list[dict[str, Any]]]) -> Votes:
-    return tuple(
-        tuple(VotedGrid(grid_of_rows(v["grid"]), int(v["votes"]), float(v["confidence"])) for v in part)
-        for part in value
-    )
+    return tuple(tuple(VotedGrid(**{**vote, "grid": grid_of_rows(vote["grid"])}) for vote in part) for part in value)
 
 
 class AdaptRecord:
@@ -111,12 +109,11 @@ class AdaptRecord:
         settings = json.loads(json.dumps(settings))
         if path.exists():
             before = read_json(path)
-            differing = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
-            if differing:
-                key = differing[0]
+            if differing := next(_differing(before, settings), None):
+                key, there, asked = differing
                 raise AdaptError(
-                    f"--output-dir {self.folder}: holds an evaluation with {key}={_short(before.get(key))}, asked is "
-                    f"{_short(settings.get(key))}; name another folder, or move this one away"
+                    f"--output-dir {self.folder}: holds an evaluation with {key}={_short(there)}, asked is "
+                    f"{_short(asked)}; name another folder, or move this one away"
                 )
             self._tidy()
             return
@@ -131,6 +128,15 @@ class AdaptRecord:
         """Remove what a process that was killed left half-written."""
         for path in (self.folder / ANSWERED_FOLDER).glob(".*.tmp-*"):
             path.unlink()
+
+    def seconds(self) -> float:
+        """How long the calls before took."""
+        path = self.folder / SECONDS_FILE
+        return float(read_json(path)["seconds"]) if path.exists() else 0.0
+
+    def write_seconds(self, seconds: float) -> None:
+        """Keep how long all calls have taken."""
+        write_json(self.folder / SECONDS_FILE, {"seconds": seconds})
 
     def path_of(self, number: int) -> Path:
         return self.folder / ANSWERED_FOLDER / f"{number:04d}.json"
@@ -160,6 +166,16 @@ class AdaptRecord:
     def read_all(self, puzzles: Sequence[str]) -> list[Answered | None]:
         """What each puzzle came to."""
         return [self.read(number, puzzle) for number, puzzle in enumerate(puzzles)]
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """What two settings do not have alike: the key, with those that it lies under, and both values."""
+    for key in sorted({*one, *other}):
+        there, asked = one.get(key), other.get(key)
+        if isinstance(there, dict) and isinstance(asked, dict):
+            yield from ((f"{key}.{inner}", *values) for inner, *values in _differing(there, asked))
+        elif there != asked:
+            yield key, there, asked
 
 
 def _short(value: Any) -> str:

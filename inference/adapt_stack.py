@@ -7,6 +7,7 @@ the next.
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from models.stacked import StackedModel
 from utils.faults import is_out_of_memory
 
 log = logging.getLogger(__name__)
+Fault = str | MemoryError | RuntimeError | None
 FILLED = {"demo_inputs": PAD, "demo_labels": PAD, "demo_mask": False}  # what a missing demonstration is
 
 
@@ -120,8 +122,8 @@ class Stack:
     def __init__(self, model: RecursiveReasoner):
         self.stacked = StackedModel(model)
 
-    def update(self, courses: Sequence[Course]) -> list[str | None]:
-        """An update of each; what was not finite in it, if anything.
+    def update(self, courses: Sequence[Course]) -> list[Fault]:
+        """An update of each; what was not finite in it, or that memory ran out in its own optimizer step, if anything.
 
         Raises:
             MemoryError, RuntimeError: from the pass; then no weight has changed.
@@ -132,10 +134,7 @@ class Stack:
             for course in courses:
                 course.learner.optimizer.zero_grad(set_to_none=True)
             raise
-        return [
-            course.end(course.learner.learn(result, loss, course.updates, course.rate()))
-            for course, result, loss in zip(courses, results, losses, strict=True)
-        ]
+        return [_learned(*parts) for parts in zip(courses, results, losses, strict=True)]
 
     def _pass(self, courses: Sequence[Course]) -> tuple[list[StepResult], Tensor]:
         """Forward and backward: the gradients are each course's model's own."""
@@ -157,6 +156,17 @@ class Stack:
             for part, value in zip(divided_carry(carry, batches), sums, strict=True)
         ]
         return results, losses.detach()
+
+
+def _learned(course: Course, result: StepResult, loss: Tensor) -> Fault:
+    """Take the optimizer's step of one; a fault in it is its own, for the others' steps are made or to be made."""
+    try:
+        return course.end(course.learner.learn(result, loss, course.updates, course.rate()))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        course.learner.optimizer.zero_grad(set_to_none=True)
+        return error
 
 
 class _Live:
@@ -188,13 +198,17 @@ class _Live:
             return resumed
         try:
             faults = dict(zip(map(id, courses), self.stack.update(courses), strict=True))
-            return lambda steps, course: steps.send(faults[id(course)])
+            return lambda steps, course: _told(steps, faults[id(course)])
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
         self.size = len(courses) // 2
         log.warning("memory ran out for %d tasks at once: going on with %d in a pass", len(courses), self.size)
         return None
+
+
+def _told(steps: Steps, fault: Fault) -> Course:
+    return steps.throw(fault) if isinstance(fault, BaseException) else steps.send(fault)
 
 
 def adapt_stacked(
@@ -213,7 +227,8 @@ def adapt_stacked(
     check(config, options, budget)
     if why := stack_refusal(config.arch, options, budget):
         raise AdaptError(f"--stack {size}: {why}")
-    live, coming = _Live(Stack(model), size), iter(tasks)
+    live = _Live(Stack(model), size)
+    coming = iter(tasks)
     with undisturbed(next(model.parameters()).device):
         while True:
             while len(live.waiting) < size and (following := next(coming, None)) is not None:
@@ -222,7 +237,11 @@ def adapt_stacked(
                 try:
                     live.waiting[number] = steps, next(steps)
                 except StopIteration as end:
-                    yield number, end.value
+                    if end.value.ended == "out_of_memory" and live.waiting:  # the others hold it
+                        size, coming = len(live.waiting), chain([following], coming)
+                        log.warning("memory ran out for another task: going on with %d side by side", size)
+                    else:
+                        yield number, end.value
             if not live.waiting:
                 return
             yield from live.round()

@@ -142,7 +142,6 @@ def _refuse_other_identifiers(checkpoint: Checkpoint, metadata: DatasetMetadata)
 def _add_adaptation(parser: argparse.ArgumentParser) -> None:
     add_adapt_arguments(parser)
     add_control_argument(parser)
-    parser.add_argument("--total-seconds", type=float, help="adapt within this time for all puzzles together")
     parser.add_argument("--puzzles", type=Path, metavar="FILE", help="ids of the split, one to a line")
     parser.add_argument("--jobs", type=int, help="with --adapt: processes, each of one thread (1)")
     parser.add_argument("--stack", type=int, help="with --adapt-updates: tasks adapted side by side in one pass (1)")

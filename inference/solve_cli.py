@@ -98,7 +98,11 @@ def check_output_folder(folder: Path) -> None:
 
 
 def tell(solver: Solver, tasks: Sequence[Task], solutions: Sequence[Solution], votes: int) -> None:
-    """Say what a reader of the answers should know."""
+    """Say what a reader of the answers should know.
+
+    Args:
+        votes: versions that were to vote, at each mark where there was an adaptation.
+    """
     known = sum(s.trace.truth is not None for s in solutions)
     if known:
         log.info(
@@ -112,12 +116,13 @@ def tell(solver: Solver, tasks: Sequence[Task], solutions: Sequence[Solution], v
         log.warning("nobody wrote down what %s was trained on: every figure is contaminated", ", ".join(unknown))
     first = {s.trace.puzzle: s for s in reversed(solutions)}
     for task in tasks:
-        count, versions, adapted = len(task.train), first[task.id].versions, first[task.id].adaptation is not None
+        count, adapted = len(task.train), first[task.id].adaptation
+        versions = first[task.id].versions if adapted is None else adapted.versions
         if count > most:
-            how = "all are trained on, the first %d are shown when it is asked" if adapted else "the first %d are read"
-            log.warning(f"%s: %d demonstrations: {how}", task.id, count, most)
+            shown = "the first %d are read" if adapted is None else "all are trained on, the first %d shown when asking"
+            log.warning(f"%s: %d demonstrations: {shown}", task.id, count, most)
         if versions < votes:
-            why = "there are no more, or no time for them" if adapted else "there are no more"
+            why = "there are no more" if adapted is None else "there are no more, or no time for them"
             log.warning("%s: only %d versions vote, for %s", task.id, versions, why)
         if first[task.id].is_contaminated and not unknown:
             log.warning("%s: its pairs were seen in training; figures on it are contaminated", task.id)
@@ -156,7 +161,7 @@ def chosen_base(arguments: argparse.Namespace) -> Card | None:
         return card_of(arguments.checkpoint)
     arguments.checkpoint = str(shipped_base())
     card = card_of(arguments.checkpoint)
-    if card is not None and arguments.adapt is None and arguments.adapt_updates is None:
+    if card is not None and arguments.adapt is arguments.adapt_updates is arguments.total_seconds is None:
         arguments.adapt = card.adapt_seconds
     return card
 
@@ -187,7 +192,14 @@ def solve_adapted(
     progress = AdaptProgress(asked.budget, disable=not ranks.is_first)
     with stop.listening(), progress:
         found = solver.solve_adapted(
-            tasks, asked.options, asked.budget, attempts=attempts, tell=progress.of, keep=keep, stop=stop
+            tasks,
+            asked.options,
+            asked.budget,
+            total_seconds=asked.total_seconds,
+            attempts=attempts,
+            tell=progress.of,
+            keep=keep,
+            stop=stop,
         )
     if stop:
         log.warning("stopped by %s: the answers are those so far", stop.signal_name)
@@ -203,14 +215,16 @@ def say_first(tasks: Sequence[Task], asked: Asked | None, card: Card | None, ran
     adapted = [task for task in tasks if len(task.train) > 1]
     if adapted and asked is not None and (seconds := asked.budget.seconds) is not None:
         turns = math.ceil(len(adapted) / ranks.world_size)
-        single = len(tasks) - len(adapted)
+        single, total = len(tasks) - len(adapted), asked.total_seconds
+        whole = turns * seconds if total is None else min(total, turns * seconds)
         log.info(
-            "tasks: %d%s, adapting to each for %g s: up to about %s in all "
+            "tasks: %d%s, adapting to each for %s%g s: up to about %s in all "
             "(--adapt 0: answers at once, without adapting)",
             len(tasks),
             f" ({single} of a single demonstration, which the base answers)" if single else "",
+            "" if total is None else "at most ",
             seconds,
-            timedelta(seconds=math.ceil(turns * seconds)),
+            timedelta(seconds=math.ceil(whole)),
         )
 
 
@@ -233,7 +247,7 @@ def run(arguments: argparse.Namespace, card: Card | None, asked: Asked | None, d
     if not ranks.is_first:
         return
     write_outputs(arguments.output_dir, submission, page(solver, solutions, attempts, draw))
-    tell(solver, tasks, solutions, votes)
+    tell(solver, tasks, solutions, votes if asked is None else asked.options.votes)
     console = make_console(arguments.color)
     for number, solution in enumerate(solutions):
         print_solution(console, solution)

@@ -28,12 +28,13 @@ from evaluators.arc import ARC, Submission
 from inference.adapt import Tell, tell_nothing
 from inference.adapt import adapt as adapt_to
 from inference.adapt_figures import contaminated_puzzles, submission_of
-from inference.adapt_options import AdaptOptions, Budget, parse_options
+from inference.adapt_options import AdaptError, AdaptOptions, Budget, parse_options
 from inference.adapt_questions import refuse_without_room
 from inference.adapt_record import Answered
 from inference.adapt_systems import refusal
 from inference.evaluation import evaluate
 from inference.restore import restore_without_data
+from inference.shares import Shares, cells_shown
 from inference.shipped import card_of
 from inference.task_latents import attach_latents
 from inference.traces import QueryTrace, VotedGrid, plain_queries, trace_queries, with_votes
@@ -133,7 +134,12 @@ class Solver:
             AdaptError: both seconds and updates, or options that do not go with them.
         """
         tasks = tasks_from(task, "task")
+        for name, value in (("adapt", adapt), ("adapt_updates", adapt_updates)):
+            if value is not None and not 0 < value < float("inf"):
+                raise AdaptError(f"{name}={value}: must be above 0; without both nothing is trained")
         if adapt is None and adapt_updates is None:
+            if adapt_with is not None:
+                raise AdaptError("adapt_with: needs adapt or adapt_updates")
             return self.solve(tasks, votes=votes, attempts=attempts, seed=seed)[0]
         _check(tasks, votes=votes, attempts=attempts, seed=seed)
         options = (adapt_with or self._own_options()).model_copy(update={"votes": votes, "seed": seed})
@@ -150,6 +156,7 @@ class Solver:
         options: AdaptOptions,
         budget: Budget,
         *,
+        total_seconds: float | None = None,
         attempts: int = DEFAULT_ATTEMPTS,
         tell: Callable[[Task], Tell] = lambda task: tell_nothing,
         keep: Callable[[Answered], None] = lambda answered: None,
@@ -158,6 +165,7 @@ class Solver:
         """As `solve`, after training on each task's demonstrations; ranks divide the tasks.
 
         Args:
+            total_seconds: of all tasks together, the cheapest first; a budget is then the most of one.
             tell: what hears of the progress on a task.
             keep: hears what each of this rank's tasks came to, as soon as it is answered.
             stop: as soon as it is true, what there is answers.
@@ -171,10 +179,14 @@ class Solver:
             raise CheckpointError(f"{self.checkpoint.path}: {why}")
         budget.check(options)
         refuse_without_room(tasks, self.config)
-        mine = range(self.ranks.rank, len(tasks), self.ranks.world_size)
-        solved = []
+        order = list(range(len(tasks)))
+        if total_seconds is not None:
+            order.sort(key=lambda number: cells_shown(tasks[number]))
+        mine = order[self.ranks.rank :: self.ranks.world_size]
+        shares, solved = Shares(budget, total_seconds, len(mine)), []
         for number in mine:
-            solutions, answered = self._adapted(tasks[number], options, budget, attempts, tell(tasks[number]), stop)
+            task, share = tasks[number], shares.next()
+            solutions, answered = self._adapted(task, options, share, attempts, tell(task), stop)
             keep(answered)
             solved.append((number, solutions))
         parts = [part for _, part in sorted(distributed.gather_lists(solved, self.ranks), key=lambda item: item[0])]

@@ -2,21 +2,19 @@
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import psutil
 import pytest
 
 from inference import evaluate_cli
-from inference.adapt_evaluation import Shares
-from inference.adapt_options import Budget
 from solve import main as solve_main
 from tests.processes import ROOT, Launch, call
 
@@ -124,8 +122,8 @@ def test_a_complete_record_is_read_and_nothing_done_again(
     assert {path: path.stat().st_mtime_ns for path in times} == times
     (tmp_path / "out/puzzles/0001.json").unlink()
     assert {**evaluate(arguments, capsys), "adapt/seconds_per_puzzle": 0} == {**first, "adapt/seconds_per_puzzle": 0}
-    assert "budget=" in refusal([*base, "--adapt-updates", "3", "--output-dir", "out"], capsys)
-    assert "options=" in refusal([*arguments, "--seed", "1"], capsys)
+    assert "budget.updates=2, asked is 3" in refusal([*base, "--adapt-updates", "3", "--output-dir", "out"], capsys)
+    assert "options.seed=0, asked is 1" in refusal([*arguments, "--seed", "1"], capsys)
     (tmp_path / "out/puzzles/0001.json").write_text("{}")
     assert "0001.json: damaged" in refusal(arguments, capsys)
 
@@ -188,22 +186,19 @@ def test_seconds_of_a_puzzle_cap_its_share_of_a_total(
     assert [value["allowed_seconds"] for value in puzzles_of(tmp_path / "out")] == [0.2] * 4
 
 
-def test_what_a_puzzle_leaves_of_its_time_is_divided_among_those_after_it() -> None:
-    """By a clock of its own: 16 s for four puzzles, of which each takes half of what it is given."""
-    work = SimpleNamespace(total_seconds=16.0, jobs=1, budget=None)
-    now = [100.0]
-    shares, given = Shares(cast(Any, work), 4, used=0.0, clock=lambda: now[0]), []
-    for _ in range(4):
-        given.append(shares.next().seconds)
-        now[0] += given[-1] / 2
-    assert given == pytest.approx([4.0, 14 / 3, 35 / 6, 8.75])
-
-
-def test_seconds_of_calls_before_and_a_cap_bound_what_a_puzzle_is_given() -> None:
-    capped = SimpleNamespace(total_seconds=16.0, jobs=2, budget=Budget(seconds=3.0))
-    assert Shares(cast(Any, capped), 4, used=0.0, clock=lambda: 0.0).next().seconds == 3.0
-    rest = SimpleNamespace(total_seconds=16.0, jobs=2, budget=None)
-    assert Shares(cast(Any, rest), 4, used=20.0, clock=lambda: 0.0).next().seconds == pytest.approx(3.0)
+def test_a_total_of_seconds_holds_for_solving_several_tasks(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The smaller task is given half of it, and comes first; the answers stand in the order of the tasks."""
+    caplog.set_level("INFO")
+    large = {"train": [{"input": [[1, 2, 3]] * 3, "output": [[1]]}] * 3, "test": [{"input": [[1]]}]}
+    (tmp_path / "tasks.json").write_text(json.dumps({"a": large, "b": TASK}))
+    solve_main(["--checkpoint", str(checkpoint), "tasks.json", "--total-seconds", "3", "--votes", "2"])
+    assert "tasks: 2, adapting to each for at most 3 s: up to about 0:00:03 in all" in caplog.text
+    seconds = dict(re.findall(r"(\w): \d+ updates in ([\d.]+) s", capsys.readouterr().out))
+    assert list(seconds) == ["a", "b"]
+    assert float(seconds["b"]) < 2.5
+    assert list(json.loads((tmp_path / "solutions/submission.json").read_text())) == ["a", "b"]
 
 
 @pytest.mark.parametrize("control", ["votes", "mispaired", "random_weights"])
@@ -216,6 +211,8 @@ def test_a_control_has_figures_of_its_own(
     assert f"ARC/{control}_pass@2_after_0.5s" in metrics
     assert "ARC/adapted_pass@2" not in metrics
     assert metrics["adapt/seconds_per_puzzle"] < 30
+    learned = json.loads(Path("out/trained_on.json").read_text())["held_out_demonstrations"]
+    assert len(learned) == (control != "votes")
 
 
 @pytest.mark.parametrize(
@@ -233,6 +230,8 @@ def test_a_control_has_figures_of_its_own(
         (["--puzzles", "no.txt"], "no.txt: cannot be read"),
         (["--puzzles", "no.txt", "--max-groups", "2"], "--max-groups would change nothing"),
         (["--adapt", "1", "--adapt-with", "lr=x"], "lr=x"),
+        (["--adapt", "1", "--adapt-with", "fork_every=1"], "1 leaves no update to the weights that answer"),
+        (["--adapt", "1", "--adapt-with", "views=2", "task.json"], "task.json: expected KEY=VALUE"),
     ],
 )
 def test_what_does_not_go_together_is_refused(

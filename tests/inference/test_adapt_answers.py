@@ -107,6 +107,20 @@ def test_the_answer_at_a_time_is_that_of_the_last_mark_before_it() -> None:
     assert [colors(answer_after(found, s))[0] for s in (0.0, 15.9, 16.0, 23.0, 24.0, 99.0)] == [9, 9, 1, 1, 3, 3]
 
 
+def test_the_answers_on_the_way_of_a_record_have_a_likely_second_too() -> None:
+    """What is read back from a file says how likely each grid is, as it was known then."""
+    early = mark(16, None, vote(1, 6, likelihood=-9), vote(2, 3, likelihood=-8), vote(3, 2, likelihood=-1))
+    found = Answered.from_json(answered("a", BASE, early, LATE).to_json())
+    assert colors(answer_after(found, 16.0)) == [1, 3, 2]
+    assert figures([task("a", 3)], [found], TrainedOn(), AdaptOptions(), 32.0)["ARC/adapted_pass@2_after_16s"] == 1.0
+
+
+def test_a_curve_ends_at_the_answer_though_its_mark_was_late() -> None:
+    found = answered("a", BASE, mark(40, None, vote(3, 5)))
+    metrics = figures([task("a", 3)], [found], TrainedOn(), AdaptOptions(), 39.5)
+    assert metrics["ARC/adapted_pass@2_after_39.5s"] == metrics["ARC/adapted_pass@2"] == 1.0
+
+
 def test_figures_are_contaminated_where_the_base_saw_a_pair_and_not_by_adapting() -> None:
     tasks = [task("a", 3), task("b", 9)]
     seen = TrainedOn(pair_hashes=pair_hashes(tasks[0])[:1])

@@ -12,11 +12,12 @@ from dataset.arc_tasks import Pair, Task
 from dataset.build_arc_dataset import store_of_tasks
 from dataset.store import PuzzleStore
 from inference import adapt_stack
-from inference.adapt import Adaptation, adapt
+from inference.adapt import Adaptation, adapt, adaptation_steps
 from inference.adapt_options import AdaptError, AdaptOptions, Budget
 from inference.adapt_stack import Stack, adapt_stacked
 from inference.adapt_views import TaskViews
 from inference.adapt_weights import Course, create_task_learner
+from learning.learner import Learner
 from models import create_model
 from models.act import RecursiveReasoner
 from models.stacked import StackedModel, StackError
@@ -178,6 +179,51 @@ def test_where_memory_runs_out_fewer_tasks_go_through_a_pass(double: Any, monkey
     monkeypatch.setattr(adapt_stack.Stack, "_pass", small)
     budget = Budget(updates=3)
     stacked = dict(adapt_stacked(model, config, enumerate(TASKS), OPTIONS, budget, size=3))
+    for number, task in enumerate(TASKS):
+        assert outcome(stacked[number]) == outcome(adapt(model, config, task, OPTIONS, budget))
+
+
+def test_a_task_whose_optimizer_has_no_memory_ends_and_the_others_learn_what_they_would(
+    double: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, config = double()
+    whole, calls = Learner.learn, []
+
+    def full(self: Learner, *arguments: Any) -> Any:
+        calls.append(self)
+        if len(calls) == 5:  # of the second round, the second task's
+            raise MemoryError
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(Learner, "learn", full)
+    budget = Budget(updates=4)
+    stacked = dict(adapt_stacked(model, config, enumerate(TASKS), OPTIONS, budget, size=3))
+    monkeypatch.undo()
+    assert (stacked[1].ended, len(stacked[1].marks)) == ("out_of_memory", 1)
+    for number in (0, 2):
+        alone = adapt(model, config, TASKS[number], OPTIONS, budget)
+        assert outcome(stacked[number]) == outcome(alone)
+        for weight, expected in zip(stacked[number].model.parameters(), alone.model.parameters(), strict=True):
+            torch.testing.assert_close(weight, expected, atol=1e-9, rtol=1e-9)
+
+
+def test_a_task_for_which_others_leave_no_memory_waits_for_them(double: Any) -> None:
+    model, config = double()
+    calls, last = 0, 1_000_000
+
+    def full(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == last:
+            raise MemoryError
+
+    budget = Budget(updates=3)
+    handle = model.inner.q_head.register_forward_hook(full)
+    next(adaptation_steps(model, config, TASKS[0], OPTIONS, budget))  # asks the base
+    calls, last = 0, calls + 1  # the first that the second task asks
+    stacked = dict(adapt_stacked(model, config, enumerate(TASKS), OPTIONS, budget, size=3))
+    handle.remove()
+    assert calls > last
     for number, task in enumerate(TASKS):
         assert outcome(stacked[number]) == outcome(adapt(model, config, task, OPTIONS, budget))
 
