@@ -1,5 +1,6 @@
 """What the `data` section may hold: the source of training batches, with options of its own."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -8,7 +9,7 @@ from pydantic import Field, model_validator
 from config.arch_schema import Condition
 from config.fields import FilePath, ListOrOne, NonNegative, Positive, Probability, Section
 from dataset.known_rules.family import Lesson, Review, RuleError, TaskSettings
-from dataset.known_rules.generator import check_settings
+from dataset.known_rules.generator import check_settings, draw_task, generator_of
 
 # By the name of the arch; every other arch reads demonstrations.
 DEFAULT_SOURCES = {
@@ -110,7 +111,17 @@ class KnownRulesData(DataConfig):
             for number, level in enumerate(track.levels):
                 settings = replace(self.own_settings(), families=track.families, **level.model_dump(exclude_none=True))
                 _check(settings, f"data.curriculum.{index}.levels.{number}")
+        _check_tasks(self.own_settings(), set(self.families) - set(named), "data")
+        for index, track in enumerate(self.curriculum):
+            for number, level in enumerate(track.levels):
+                settings = replace(self.own_settings(), **level.model_dump(exclude_none=True))
+                _check_tasks(settings, track.families, f"data.curriculum.{index}.levels.{number}")
         return self
+
+    @property
+    def most_demos(self) -> int:
+        """The most demonstrations of any lesson."""
+        return max(lesson.settings.demos[1] for ladder in self.ladders() for lesson in ladder)
 
     def own_settings(self) -> TaskSettings:
         """The tasks that the section itself describes."""
@@ -146,6 +157,15 @@ def _check(settings: TaskSettings, where: str) -> None:
         raise ValueError(f"{where}: {error}") from error
 
 
+def _check_tasks(settings: TaskSettings, families: Iterable[str], where: str) -> None:
+    """Draw a task of each family: what cannot be drawn would end a run in the midst of it."""
+    for name in families:
+        try:
+            draw_task(generator_of(0, 0, 0), replace(settings, families=(name,)))
+        except RuleError as error:
+            raise ValueError(f"{where}: {error}") from error
+
+
 def _lesson(own: TaskSettings, family: str, level: KnownRulesLevel, threshold: float) -> Lesson:
     return Lesson(replace(own, families=(family,), **level.model_dump(exclude_none=True)), threshold)
 
@@ -165,6 +185,11 @@ class RearcData(DataConfig):
         if self.demos[0] > self.demos[1]:
             raise ValueError(f"demos={list(self.demos)}: the smaller number first")
         return self
+
+    @property
+    def most_demos(self) -> int:
+        """The most demonstrations of any task."""
+        return self.demos[1]
 
     def unused_keys(self) -> dict[str, str]:
         return {
@@ -195,7 +220,21 @@ class MixtureData(DataConfig):
         for number, part in enumerate(self.sources):
             if not any(part.share):
                 raise ValueError(f"data.sources.{number}.share: a source without any sample is left out")
+        known = [part.source.families for part in self.sources if isinstance(part.source, KnownRulesData)]
+        names = [name for families in known for name in families]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"data.sources: two sources of known rules have the family '{name}'; both would draw the same tasks"
+                )
         return self
+
+    @property
+    def most_demos(self) -> int:
+        """The most demonstrations of any source that draws tasks of its own."""
+        return max(
+            (part.source.most_demos for part in self.sources if not isinstance(part.source, FewshotData)), default=0
+        )
 
     def unused_keys(self) -> dict[str, str]:
         unused = {"epochs": "data.num_batches says how long a run of a mixture is"}

@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from yaml import YAMLError
 
 from config.arch_schema import DEFAULT_PROJECTS, AnyArch, HybridArch, TrmArch, no_graphs
-from config.data_schema import DEFAULT_SOURCES, AnyData, with_source
+from config.data_schema import DEFAULT_SOURCES, AnyData, KnownRulesData, MixtureData, RearcData, with_source
 from config.explain import explain_hydra, explain_validation
 from config.fields import (
     Beta,
@@ -198,6 +198,11 @@ class TrainConfig(Section):
             raise ValueError(f"compile=graphs replays the decoder's blocks for few numbers of rows; {fault}")
         if self.min_demos is not None and self.min_demos > self.max_demos:
             raise ValueError(f"min_demos={self.min_demos} must be at most max_demos={self.max_demos}")
+        if isinstance(self.data, KnownRulesData | RearcData | MixtureData) and self.data.most_demos > self.max_demos:
+            raise ValueError(
+                f"max_demos={self.max_demos} would show fewer demonstrations in evaluation than training does: "
+                f"data.demos has up to {self.data.most_demos}; raise the one or lower the other"
+            )
         if self.max_context_tokens is not None and self.arch.condition != "demonstrations":
             raise ValueError(
                 f"max_context_tokens={self.max_context_tokens} is for systems that read demonstrations; "

@@ -120,10 +120,8 @@ class FewshotEvalDataset(Dataset[Batch]):
         self.query_pair = np.repeat(self.pairs.index[row, column], repeats)
         self.query_augmentation = np.repeat(first[row], repeats) + within
         self.mine = np.arange(rank, len(self.query_row), world_size)
-        self.bounds = np.append(np.arange(0, len(self.mine), batch_size), len(self.mine))
-        if batch_tokens is not None:
-            cells = cells_of_queries(store, self.demo_pairs(self.mine), self.query_pair[self.mine])
-            self.bounds = bounds_by_cells(cells, batch_tokens)
+        self.batch_tokens = batch_tokens
+        self.bounds = self.bounds_of(self.mine)
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -132,6 +130,13 @@ class FewshotEvalDataset(Dataset[Batch]):
         if not 0 <= number < len(self):
             raise IndexError(f"batch {number} of {len(self)}")
         return self.queries(self.mine[self.bounds[number] : self.bounds[number + 1]])
+
+    def bounds_of(self, queries: Int64[np.ndarray, " queries"]) -> Int64[np.ndarray, " batches+1"]:
+        """Where batches of some queries begin, and the end of the last."""
+        if self.batch_tokens is None:
+            return np.append(np.arange(0, len(queries), self.batch_size), len(queries))
+        cells = cells_of_queries(self.store, self.demo_pairs(queries), self.query_pair[queries])
+        return bounds_by_cells(cells, self.batch_tokens)
 
     def queries(self, indices: Int64[np.ndarray, " batch"]) -> Batch:
         """The batch of the given rows of the query tables."""

@@ -5,6 +5,7 @@ with the right demonstrations are those of the evaluation itself.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -80,15 +81,16 @@ class ControlMeasures:
     def metrics(self, stop: Any = False) -> dict[str, float]:
         """Ask the chosen queries under every control, over all ranks; given up early as soon as `stop` is true."""
         right = dict(gather_lists(self.right, self.ranks))
-        model, size = self.head.model, self.dataset.batch_size
+        model = self.head.model
         was_training = model.training
         model.eval()
         mine = self.chosen[self.ranks.rank :: self.ranks.world_size]
         records: list[tuple[int, Record]] = []
-        for start in range(0, len(mine), size):
+        bounds = self.dataset.bounds_of(mine)
+        for start, end in pairwise(bounds.tolist()):
             if stop:
                 break
-            queries = mine[start : start + size]
+            queries = mine[start:end]
             records += zip(queries.tolist(), self._records(queries, right), strict=True)
         model.train(was_training)
         found = dict(gather_lists(records, self.ranks))

@@ -32,10 +32,14 @@ def pair_means(
 
 
 def of_one_task(data: Batch) -> Bool[Tensor, "batch batch"]:
-    """Which samples are of one puzzle, in whatever version; of known rules, whose numbers are negative, of one rule."""
+    """Which samples are of one puzzle in one version; of known rules, whose numbers are negative, of one rule.
+
+    Two versions of a puzzle have different rules (colours, directions): what is alike in them must not be all that is
+    told of them.
+    """
     groups, identifiers = data["puzzle_groups"], data["puzzle_identifiers"]
-    same_rule, same_puzzle = identifiers[:, None] == identifiers, groups[:, None] == groups
-    return torch.where(identifiers < 0, same_rule, same_puzzle)
+    same_version, same_puzzle = identifiers[:, None] == identifiers, groups[:, None] == groups
+    return same_version & (same_puzzle | (identifiers < 0))
 
 
 def pair_loss(
@@ -43,8 +47,9 @@ def pair_loss(
 ) -> Float[Tensor, " batch"]:
     """InfoNCE over normed vectors ("Representation Learning with Contrastive Predictive Coding", arXiv 1807.03748).
 
-    Each pair is to be more like every other pair of its sample than like the pairs of other tasks. Pairs of other
-    samples of its own task are left out. The mean over the sample's couples; 0 of a sample with one pair.
+    Each pair is to be more like every other pair of its sample than like the pairs of other tasks, the augmented
+    versions of its own among them. Pairs of other samples of its own task are left out. The mean over the sample's
+    couples; 0 of a sample with one pair.
 
     Args:
         same: which samples are of one task.

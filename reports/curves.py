@@ -26,6 +26,7 @@ PANELS = (
     ("train/exact_accuracy", "Training exact match", True),
     ("eval/accuracy", "Held-out token accuracy", True),
     ("eval/reading_gain", "Reading gain: exact match, right minus donor's", False),
+    ("train/lessons_read", "Lessons of the curriculum that are read", False),
     ("train/steps", "ACT steps until halting", False),
     ("train/q_halt_accuracy", "q_halt accuracy", True),
     ("train/encoder_cross_sample_var", "Encoder variance over samples", False),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dataset.known_rules.family import Lesson, Review
+from dataset.store import DatasetError
 from utils import distributed
 from utils.distributed import Ranks
 
@@ -155,8 +156,9 @@ class Curriculum:
         return read < len(self.ladders[number]) and batches < self.patience
 
     def metrics(self) -> dict[str, float]:
-        """Of each family: lessons that are read, and the exact match last measured in its present one."""
-        place, found = self.places[-1], {}
+        """Lessons that are read: of all families, and of each with the exact match last measured in its present one."""
+        place = self.places[-1]
+        found = {"train/lessons_read": float(sum(place.read))}
         for number, read in enumerate(place.read):
             name = self.ladders[number][0].family
             present = self.first_of[number] + min(read, len(self.ladders[number]) - 1)
@@ -165,8 +167,14 @@ class Curriculum:
                 found[f"train/lesson_exact_accuracy/{name}"] = self.exact_match[present]
         return found
 
+    @property
+    def _contents(self) -> list[list[str]]:
+        """What each lesson of each ladder asks for."""
+        return [[repr(lesson.settings) for lesson in ladder] for ladder in self.ladders]
+
     def state_dict(self) -> dict[str, Any]:
         return {
+            "lessons": self._contents,
             "places": [
                 [place.batch, list(place.read), list(place.since), place.opened, list(place.weights)]
                 for place in self.places
@@ -177,6 +185,19 @@ class Curriculum:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a place.
+
+        Raises:
+            DatasetError: it is a place among other lessons.
+        """
+        known = state.get("lessons", self._contents)  # older checkpoints name none
+        if known != self._contents or len(state["totals"]) != len(self.lessons):
+            differ = next((one[0] for one, own in zip(known, self._contents, strict=False) if one != own), None)
+            where = "there are more or fewer of them" if differ is None else f"the first that differ: {differ}"
+            raise DatasetError(
+                f"the checkpoint's curriculum is of other lessons ({where}); go on with the same data.families, "
+                "data.sides ... and levels of data.curriculum (thresholds may differ), or begin a new run"
+            )
         self.places = [
             Place(batch, tuple(read), tuple(since), opened, *map(tuple, weights))  # none in older checkpoints
             for batch, read, since, opened, *weights in state["places"]

@@ -146,10 +146,11 @@ class Family(ABC):
         return rules[int(rng.integers(len(rules)))] if rules else None
 
     def chance(self, settings: TaskSettings, split: RuleSplit, pairs: Pairs) -> float:
-        """Exact match of a random rule: the share of those that may show on the inputs that give the query's answer."""
-        grid, answer = pairs[-1]
-        rules = self.rules_on(settings, split, [one for one, _ in pairs])
-        return sum(same(self.apply(rule, grid), answer) for rule in rules) / max(len(rules), 1)
+        """Exact match of a random rule: the share of those that show on the inputs that give the query's answer."""
+        inputs, answer = [grid for grid, _ in pairs], pairs[-1][1]
+        made = ([self.apply(rule, grid) for grid in inputs] for rule in self.rules_on(settings, split, inputs))
+        answers = [outputs[-1] for outputs in made if shows(list(zip(inputs, outputs, strict=True)))]
+        return sum(same(one, answer) for one in answers) / max(len(answers), 1)
 
     def is_well_posed(self, settings: TaskSettings, rule: Rule, pairs: Pairs) -> bool:
         """Whether the query's answer follows from the demonstrations: every other rule that fits them gives it too."""
@@ -179,6 +180,12 @@ def redrawn(draw: Callable[[], T], is_allowed: Callable[[T], bool]) -> T | None:
 def same(one: Grid, other: Grid) -> bool:
     """Whether two grids have the same shape and cells."""
     return one.shape == other.shape and one.tobytes() == other.tobytes()
+
+
+def shows(pairs: Pairs) -> bool:
+    """Whether something changes in the query, which is the last, and in a demonstration."""
+    changed = [not same(grid, output) for grid, output in pairs]
+    return changed[-1] and any(changed[:-1])
 
 
 def is_held_out_grid(grid: Grid) -> bool:

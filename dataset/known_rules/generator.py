@@ -8,7 +8,7 @@ import numpy as np
 from dataset.arc_tasks import Pair, Task
 from dataset.grids import CANVAS_SIDE, NUM_COLORS, Grid
 from dataset.known_rules.color_families import DihedralPermutation, Permutation, Recolor, Swap
-from dataset.known_rules.family import Family, Pairs, Rule, RuleError, RuleSplit, TaskSettings, same
+from dataset.known_rules.family import Family, Rule, RuleError, RuleSplit, TaskSettings, same, shows
 from dataset.known_rules.grid_families import Dihedral, Mirror, Scale, Shift, Tile
 from dataset.known_rules.object_families import Count, Crop, Fill, Gravity, Lines, Outline
 
@@ -89,7 +89,7 @@ def draw_task(
             continue
         rule, inputs = drawn
         pairs = tuple((grid, np.ascontiguousarray(rules.apply(rule, grid))) for grid in inputs)
-        if _shows(pairs) and rules.is_well_posed(settings, rule, pairs):
+        if shows(pairs) and rules.is_well_posed(settings, rule, pairs):
             return KnownTask(name, rule, pairs)
     raise RuleError(f"no well-posed task of the family '{name}' in {MAX_ATTEMPTS} attempts with {settings}")
 
@@ -104,12 +104,6 @@ def draw_donor(rng: np.random.Generator, settings: TaskSettings, split: RuleSpli
             continue
         pairs = tuple((grid, np.ascontiguousarray(rules.apply(donor, grid))) for grid in inputs)
         is_other = not same(pairs[-1][1], task.pairs[-1][1])
-        if is_other and _shows(pairs) and rules.is_well_posed(settings, donor, pairs):
+        if is_other and shows(pairs) and rules.is_well_posed(settings, donor, pairs):
             return donor
     return None
-
-
-def _shows(pairs: Pairs) -> bool:
-    """Whether something changes in the query and in a demonstration."""
-    changed = [not same(grid, output) for grid, output in pairs]
-    return changed[-1] and any(changed[:-1])

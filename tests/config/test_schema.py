@@ -1,6 +1,7 @@
 """The schema: what composes, what is refused, and what the refusal says."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -358,6 +359,29 @@ def test_a_shorthand_of_another_system_is_an_unknown_key(override: str) -> None:
 
 def test_a_config_may_name_its_source() -> None:
     assert [load_config(name).data.name for name in NAMES_ITS_SOURCE] == [*["known_rules"] * 5, *["mixture"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "said"),
+    [
+        (
+            "cfg_known_rules",
+            "data.curriculum=[{families:[permutation],levels:[{}]},{families:[dihedral_permutation],"
+            "levels:[{},{sides:[2,3],demos:[1,1],distinct:true}]}]",
+            "data.curriculum.1.levels.1: no well-posed task of the family 'dihedral_permutation'",
+        ),
+        ("cfg_known_rules", "max_demos=1", "max_demos=1 would show fewer demonstrations in evaluation"),
+        (
+            "cfg_mixture",
+            "data.sources=[{share:4,source:{name:known_rules,families:[tile]}},"
+            "{share:4,source:{name:known_rules,families:[swap,tile]}}]",
+            "two sources of known rules have the family 'tile'",
+        ),
+    ],
+)
+def test_known_rules_that_cannot_be_drawn_shown_or_told_apart_are_refused(name: str, override: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_config(name, [override])
 
 
 @pytest.mark.parametrize("name", [name for name in config_names() if name not in NAMES_ITS_SOURCE])

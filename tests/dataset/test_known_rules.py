@@ -26,6 +26,7 @@ from dataset.known_rules.generator import (
 )
 from dataset.known_rules.source import KnownRulesSource, draw_batch
 from dataset.sources import SampleResults
+from dataset.store import DatasetError
 from tests.dataset.rule_oracles import ORACLES, turn
 from utils.distributed import Ranks
 
@@ -361,6 +362,7 @@ def test_a_lesson_that_is_read_makes_way_for_the_next_and_stays_in_the_mix() -> 
     assert lessons_in(data, range(8, 40)) == {1, 2}
     observed(data, range(9, 13), exact=1.0, lessons=[2, 3])
     assert {name: read for name, read in data.metrics().items() if "lessons_read" in name} == {
+        "train/lessons_read": 4,
         "train/lessons_read/swap": 2,
         "train/lessons_read/tile": 1,
         "train/lessons_read/scale": 1,
@@ -378,6 +380,26 @@ def test_a_lesson_is_judged_by_its_own_samples_and_by_enough_of_them() -> None:
     for step in (11, 12):  # with these there are 80
         data.observe(step, {}, few)
     assert data.metrics()["train/lessons_read/swap"] == 1
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ((*LADDERS, (lesson("mirror"),)), "more or fewer"),
+        ((SWAP[:1], *LADDERS[1:]), "TaskSettings.*swap"),
+        ((SWAP, (lesson("scale"),), (lesson("tile"),)), "TaskSettings.*tile"),
+    ],
+    ids=["a family more", "a level less", "in another order"],
+)
+def test_a_place_among_other_lessons_is_refused(others: Any, said: str) -> None:
+    data = source(*LADDERS)
+    observed(data, range(1, 3), exact=1.0, lessons=[0])
+    with pytest.raises(DatasetError, match=f"curriculum is of other lessons.*{said}"):
+        source(*others).load_state_dict(data.state_dict())
+    easier = tuple(tuple(replace(lesson, threshold=0.1) for lesson in ladder) for ladder in LADDERS)
+    goes_on = source(*easier)
+    goes_on.load_state_dict(data.state_dict())
+    assert goes_on.metrics() == data.metrics()
 
 
 def test_samples_that_go_on_are_not_counted() -> None:

@@ -1,7 +1,7 @@
 """Controls: what they make of a query, and that they tell a model that reads from one that does not."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.grids import COLOR_OFFSET, PAD, VOCAB_SIZE
 from dataset.known_rules.family import TaskSettings
 from dataset.store import PuzzleStore, load_store
+from dataset.token_batches import cells_of_queries
 from inference.control_measures import ControlMeasures, choose_queries
 from inference.controls import Control, deranged, first_demonstrations, recolored, reordered, unconditioned
 from inference.donors import Donors
@@ -155,6 +156,33 @@ def test_no_figure_depends_on_the_batch_size(shrunk_config: Config, rules: Puzzl
     keys = [key for key in one if "controls" in key or key == GAIN]
     assert len(keys) > 30
     assert {key: one[key] for key in keys} == pytest.approx({key: other[key] for key in keys})
+
+
+class Counting(Copier):
+    """Says how many queries it was asked at a time."""
+
+    asked_at_once: ClassVar[list[int]] = []
+
+    def rollout(self, batch: Batch, canvas: str | None = None) -> Iterator[dict[str, Tensor]]:
+        self.asked_at_once.append(len(batch["inputs"]))
+        return super().rollout(batch, canvas)
+
+
+def test_controls_are_asked_in_batches_within_the_tokens_of_an_evaluation(
+    shrunk_config: Config, rules: PuzzleStore
+) -> None:
+    """Here of three queries at most, and of two kinds of batches: the evaluation's and the controls'."""
+    whole = FewshotEvalDataset(rules, batch_size=100, max_demos=4)
+    cells = cells_of_queries(rules, whole.demo_pairs(whole.mine), whole.query_pair)
+    most = []
+    for tokens in (int(2 * cells.max()), None):
+        Counting.asked_at_once.clear()
+        measured(shrunk_config(*TINY), Counting, rules, batch_tokens=tokens, batch_size=100)
+        most.append(max(Counting.asked_at_once))
+        assert len(Counting.asked_at_once) >= 9  # once right, and under eight controls
+    few, all_at_once = most
+    assert all_at_once == len(whole.query_row)
+    assert few <= 2 * cells.max() / cells.min() < all_at_once
 
 
 def batch_of(store: PuzzleStore, **options: Any) -> tuple[FewshotEvalDataset, np.ndarray, Batch]:

@@ -86,13 +86,14 @@ def test_a_batch_of_one_task_or_of_single_pairs_gives_zero_and_no_gradient_that_
         assert not grad.any()
 
 
-def test_versions_of_a_puzzle_are_one_task_and_so_are_those_of_a_known_rule() -> None:
-    """Puzzle 5 in two versions, and two samples of one rule among three of a lesson."""
+def test_versions_of_a_puzzle_are_tasks_of_their_own_and_samples_of_a_known_rule_are_one() -> None:
+    """Puzzle 5 in two versions, one of them twice; another source's puzzle of the same number; two samples of one
+    rule, of two lessons, among three."""
     data = {
-        "puzzle_groups": torch.tensor([5, 5, 6, 9, 9, 9]),
-        "puzzle_identifiers": torch.tensor([1, 2, 3, -7, -7, -8]),
+        "puzzle_groups": torch.tensor([5, 5, 5, 6, 9, 10, 9]),
+        "puzzle_identifiers": torch.tensor([1, 2, 2, 2, -7, -7, -8]),
     }
-    kinds = torch.tensor([0, 0, 1, 2, 2, 3])
+    kinds = torch.tensor([0, 1, 1, 2, 3, 3, 4])
     assert torch.equal(of_one_task(data), kinds[:, None] == kinds)
 
 
