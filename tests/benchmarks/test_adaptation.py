@@ -10,6 +10,7 @@ from inference.solver import Solver
 def test_every_side_has_its_ratios() -> None:
     lines = [line.strip("| ").split(" | ") for line in adaptation.report(1, (2, 3)).splitlines() if " x " in line]
     assert [line[0] for line in lines] == ["2 x 2", "3 x 3"]
+    assert {len(line) for line in lines} == {4}
     assert all(float(ratio.split()[0]) > 0 for line in lines for ratio in line[1:])
 
 

@@ -102,6 +102,11 @@ def test_sums_lists_and_values_reach_every_rank(tmp_path: Path) -> None:
     [
         (ETRM, "arch.encoder_type=standard"),
         (ETRM, "arch.encoder_type=in_context"),
+        pytest.param(
+            ETRM,
+            "arch.encoder_type=in_context arch.context_mode=read arch.context_attention=pair arch.targets=all_pairs",
+            id="read, all_pairs",
+        ),
         ("pretrain_etrmtrm.py", "arch.recurrent_encoder_type=in_context"),
     ],
 )
@@ -119,7 +124,7 @@ def test_two_ranks_train_and_evaluate_as_one_does(
     config_name = CONFIG_NAME if script == ETRM else "cfg_pretrain_etrmtrm_arc_agi_1"
     config = shrunk_config(
         "+run_name=run",
-        choice,
+        *choice.split(),
         *([f"load_pretrained_decoder={eager_decoder}"] if script == ETRM else []),
         "log_interval=1",
         "lr=1e-3",
