@@ -123,7 +123,7 @@ def tell(solver: Solver, tasks: Sequence[Task], solutions: Sequence[Solution], v
             log.warning(f"%s: %d demonstrations: {shown}", task.id, count, most)
         if versions < votes:
             why = "there are no more" if adapted is None else "there are no more, or no time for them"
-            log.warning("%s: only %d versions vote, for %s", task.id, versions, why)
+            log.warning("%s: only %d of its versions could vote, for %s", task.id, versions, why)
         if first[task.id].is_contaminated and not unknown:
             log.warning("%s: its pairs were seen in training; figures on it are contaminated", task.id)
 

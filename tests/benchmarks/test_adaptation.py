@@ -1,5 +1,6 @@
 """Updates of test-time training against slower ones."""
 
+import pytest
 import torch
 
 from benchmarks import adaptation
@@ -7,7 +8,9 @@ from inference.shipped import shipped_base
 from inference.solver import Solver
 
 
-def test_every_side_has_its_ratios() -> None:
+def test_every_side_has_its_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adaptation, "UPDATES_A_CALL", 1)
+    monkeypatch.setattr(adaptation, "TOGETHER", 2)
     lines = [line.strip("| ").split(" | ") for line in adaptation.report(1, (2, 3)).splitlines() if " x " in line]
     assert [line[0] for line in lines] == ["2 x 2", "3 x 3"]
     assert {len(line) for line in lines} == {4}

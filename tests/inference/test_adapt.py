@@ -201,7 +201,7 @@ def slow(solver: Solver) -> Iterator[Ticking]:
     handle.remove()
 
 
-@pytest.mark.parametrize(("seconds", "versions"), [(600.0, 4), (80.0, 3), (60.0, 1), (2.0, 1)])
+@pytest.mark.parametrize(("seconds", "versions"), [(100.0, 4), (80.0, 3), (60.0, 1), (2.0, 1)])
 def test_fewer_versions_vote_where_a_mark_would_take_more_than_a_tenth_of_the_time(
     solver: Solver, slow: Ticking, seconds: float, versions: int
 ) -> None:
@@ -232,10 +232,11 @@ def test_a_task_is_given_up_where_nothing_is_explained_at_half_time(solver: Solv
 
 def test_where_none_is_left_out_a_task_ends_explained_only_by_option(solver: Solver) -> None:
     options = QUICK.model_copy(update={"fork_every": 0})
-    assert timed(solver, blank_task(), options, 200.0).ended == "seconds"
     done = timed(solver, blank_task(), options.model_copy(update={"stop_when_explained": True}), 200.0)
     assert (done.ended, [mark.explained for mark in done.marks[-2:]]) == ("consistent", [3, 3])
-    assert done.updates < 200
+    longer = done.updates + 3
+    assert longer < 200
+    assert timed(solver, blank_task(), options, longer).ended == "seconds"
 
 
 def test_what_was_learned_since_the_last_mark_counts_at_half_time(solver: Solver, learned: Adaptation) -> None:
