@@ -107,8 +107,7 @@ class _Session:
         self.device = next(model.parameters()).device
         self.key = task_key(self.task, options.seed, "answer")
         self.asking = self._questions(options.votes)
-        self.versions = self.asking.store
-        self.base = with_new_identifiers(model.eval(), config.arch, self.versions.metadata)
+        self.base = with_new_identifiers(model.eval(), config.arch, self.asking.store.metadata)
         self.taught = store_of_tasks([_mispaired(self.task) if options.control == "mispaired" else self.task], 0, 0)
         self.marks: list[Mark] = []
         self.updates, self.mark_seconds, self.update_seconds = 0, 0.0, 0.0
@@ -163,12 +162,17 @@ class _Session:
         votes, seconds = self.options.votes, self.budget.seconds
         if self.stop:
             return 1
-        if seconds is None or votes == 1 or not self.base.reads_demonstrations:  # a TRM is trained on its versions
+        if seconds is None or votes == 1 or self._trains_on_versions:
             return votes
         plain = self._questions(1)
         each = min(self._seconds_of(plain) for _ in range(2)) / len(self.task.test)  # the first call warms up
         room = MARK_SHARE * seconds - each * self.asking.beside_votes
         return votes if each * len(self.task.test) * votes <= room else max(1, int(room / each) // len(self.task.test))
+
+    @property
+    def _trains_on_versions(self) -> bool:
+        """Whether the versions that vote are the only views, so that fewer of them would be another training."""
+        return bool(self.options.palettes) or not self.base.reads_demonstrations
 
     def _seconds_of(self, asking: Questions) -> float:
         started = self.clock()
@@ -248,7 +252,7 @@ class _Session:
             max_demos=self.config.max_demos,
             max_context_tokens=self.config.max_context_tokens,
             translate=options.translate,
-            versions=self.versions if options.palettes or not self.base.reads_demonstrations else None,
+            versions=self.asking.store if self._trains_on_versions else None,
         )
         torch.manual_seed(key % (1 << 63))  # for what low-rank changes begin with
         learner = create_task_learner(start, self.config.arch, options)

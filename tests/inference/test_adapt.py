@@ -217,6 +217,12 @@ def test_fewer_versions_vote_where_a_mark_would_take_more_than_a_tenth_of_the_ti
         assert found(again) == found(done).replace('"seconds",', '"updates",')
 
 
+def test_versions_that_are_trained_on_are_all_asked_however_long_it_takes(solver: Solver, slow: Ticking) -> None:
+    options, budget = QUICK.model_copy(update={"palettes": 2}), Budget(seconds=20.0)
+    done = adapt(solver.model, solver.config, random_task(5), options, budget, tell=slow.tell, clock=slow)
+    assert done.versions == QUICK.votes
+
+
 def test_once_it_is_to_stop_one_version_of_a_task_is_asked(solver: Solver) -> None:
     done = adapted(solver, random_task(5), stop=True)
     assert (done.ended, done.versions, done.updates) == ("stopped", 1, 0)
