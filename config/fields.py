@@ -54,6 +54,7 @@ NonNegative = Annotated[int, Number, Field(ge=0, le=MAX_INT)]
 PositiveFloat = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Number, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Number, Field(gt=0, le=1)]
 Beta = Annotated[float, Number, Field(ge=0, lt=1)]
 
 Text = Annotated[str, BeforeValidator(_refuse_what_yaml_typed)]

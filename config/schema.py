@@ -32,6 +32,7 @@ from config.fields import (
     PathPart,
     Positive,
     PositiveFloat,
+    PositiveShare,
     Probability,
     Section,
     Text,
@@ -134,6 +135,7 @@ class TrainConfig(Section):
     load_pretrained_encoder: FilePath | None = None
     optimizer: Literal["adam_atan2", "muon"] = "adam_atan2"
     muon_lr: PositiveFloat = 1e-2
+    lr_decay_share: PositiveShare = 1.0
     min_demos: Positive | None = None
     max_context_tokens: Positive | None = None
     compile: Annotated[Literal["auto", "on", "off", "graphs"], OnOrOff] = "auto"
@@ -244,6 +246,8 @@ class TrainConfig(Section):
             unused["eval_control_queries"] = "eval_controls=false asks none"
         if self.optimizer != "muon":
             unused["muon_lr"] = f"optimizer={self.optimizer} has no matrices of its own rate; optimizer=muon has"
+        if self.lr_min_ratio == 1:
+            unused["lr_decay_share"] = "lr_min_ratio=1 lets the rate fall in no step"
         if self.freeze_encoder:
             unused["encoder_lr_scale"] = "freeze_encoder=true trains nothing in the encoder"
         if self.on_nonfinite == "stop":

@@ -9,6 +9,8 @@ CUTOFF = 0.7  # of difflib's ratio: `grad_clip` and `grad_clip_norm` have 0.78, 
 SYNONYMS = {
     "lr": "learning_rate learningrate base_lr max_lr peak_lr init_lr initial_lr learn_rate",
     "lr_min_ratio": "min_lr lr_min final_lr lr_end eta_min min_lr_ratio",
+    "lr_decay_share": "decay_ratio decay_fraction decay_share cooldown cooldown_ratio cooldown_fraction lr_decay "
+    "lr_hold stable_ratio wsd",
     "lr_warmup_steps": "warmup warmup_steps num_warmup_steps warmup_iters warmup_ratio warmup_epochs n_warmup",
     "global_batch_size": "batch_size bs batch batchsize train_batch_size per_device_batch_size micro_batch_size "
     "per_device_train_batch_size",

@@ -109,9 +109,16 @@ class PuzzleEmbeddingSGD:
         return norms
 
 
-def learning_rate(step: int, *, lr: float, warmup_steps: int, total_steps: int, min_ratio: float) -> float:
-    """Linear warm-up, then half a cosine down to `min_ratio` · lr at `total_steps`. `step` counts from 0."""
+def learning_rate(
+    step: int, *, lr: float, warmup_steps: int, total_steps: int, min_ratio: float, decay_share: float = 1.0
+) -> float:
+    """Linear warm-up, then half a cosine down to `min_ratio` · lr at `total_steps`. `step` counts from 0.
+
+    Args:
+        decay_share: of the steps after the warm-up, the last, in which the rate falls; before them it is constant.
+    """
     if step < warmup_steps:
         return lr * (step + 1) / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    falls_from = warmup_steps + (1 - decay_share) * max(0, total_steps - warmup_steps)
+    progress = min(1.0, max(0.0, (step - falls_from) / max(1, total_steps - falls_from)))
     return lr * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -155,6 +155,7 @@ class Trainer:
             warmup_steps=self.config.lr_warmup_steps,
             total_steps=self.total_steps,
             min_ratio=self.config.lr_min_ratio,
+            decay_share=self.config.lr_decay_share,
         )
 
     def evaluate(self, description: str = "evaluate") -> Evaluation:

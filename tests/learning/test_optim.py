@@ -207,6 +207,7 @@ schedules = st.fixed_dictionaries(
         "warmup_steps": st.integers(0, 50),
         "total_steps": st.integers(1, 200),
         "min_ratio": st.floats(0.0, 1.0),
+        "decay_share": st.floats(0.01, 1.0),
     }
 )
 
@@ -241,6 +242,14 @@ def test_the_cosine_ends_at_the_minimal_rate_and_is_half_way_in_the_middle() -> 
     assert rate(10_000) == pytest.approx(0.2)
     for distance in (5, 20, 45):  # symmetric about the middle
         assert rate(60 - distance) + rate(60 + distance) == pytest.approx(1.2)
+
+
+def test_the_rate_is_constant_until_the_share_in_which_it_falls() -> None:
+    schedule = {"lr": 0.8, "warmup_steps": 10, "min_ratio": 0.1}
+    rates = [learning_rate(step, total_steps=110, decay_share=0.25, **schedule) for step in range(111)]
+    alone = [learning_rate(step, total_steps=35, **schedule) for step in range(10, 36)]
+    assert rates[10:86] == [0.8] * 76
+    assert rates[85:] == pytest.approx(alone)  # the last quarter is a whole cosine
 
 
 def test_each_group_gets_its_rate_and_wakes_up_in_time() -> None:

@@ -207,6 +207,7 @@ CASES = {
     "muon_lr": Case(("1e-2", "1e-3"), "losses", keeps=("parameters",), given=("optimizer=muon",)),
     "lr": Case(("1e-2", "1e-3"), "losses"),
     "lr_min_ratio": Case(("1.0", "0.1"), "losses"),
+    "lr_decay_share": Case(("1.0", "0.5"), "losses", given=("lr_min_ratio=0.1",)),
     "lr_warmup_steps": Case(("0", "3"), "losses"),
     "beta1": Case(("0.9", "0.5"), "losses"),
     "beta2": Case(("0.95", "0.5"), "losses"),
