@@ -1,7 +1,8 @@
 """Build a fixed set of known-rule tasks: `python -m dataset.build_known_rules --output-dir DIR --held-out 200 ...`.
 
 The training split has tasks of trained rules, the test split held-out ones (`dataset.known_rules.family.Family`), the
-families in turn. A training task that shares a pair with a held-out one up to augmentation is dropped, as in
+families in turn; with `--held-out-families` the test split has tasks of these alone, and the training split none of
+them. A training task that shares a pair with a held-out one up to augmentation is dropped, as in
 `dataset.build_arc_dataset`, and named in the split manifest; this also has each task's rule, and a donor's rule for the
 controls of an evaluation.
 """
@@ -15,7 +16,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from dataset.arc_tasks import Task
@@ -51,11 +52,21 @@ def draw_tasks(settings: TaskSettings, split: RuleSplit, count: int, seed: int) 
     return tasks
 
 
-def build_known_rules(output_dir: Path, settings: TaskSettings, *, train: int, held_out: int, seed: int = 0) -> None:
+def build_known_rules(
+    output_dir: Path,
+    settings: TaskSettings,
+    *,
+    train: int,
+    held_out: int,
+    held_out_families: Sequence[str] = (),
+    seed: int = 0,
+) -> None:
     """Draw the tasks and write them as a data set.
 
     Args:
         train, held_out: how many tasks of each split.
+        held_out_families: of the settings' families, those of the held-out tasks, and of no training task; with none,
+            all families are of both.
 
     Raises:
         DatasetError: settings that leave a family without rules, or `output_dir` holds something that is not a data
@@ -63,17 +74,31 @@ def build_known_rules(output_dir: Path, settings: TaskSettings, *, train: int, h
     """
     if seed < 0 or train < 0 or held_out < 1:
         raise DatasetError(f"--train {train} and --seed {seed} must be 0 or more, --held-out {held_out} 1 or more")
+    held_out_families = tuple(dict.fromkeys(held_out_families))
+    if unknown := set(held_out_families) - set(settings.families):
+        raise DatasetError(
+            f"--held-out-families {' '.join(sorted(unknown))}: not one of the families, {', '.join(settings.families)}"
+        )
+    trained = tuple(name for name in settings.families if name not in held_out_families)
+    if train and not trained:
+        raise DatasetError("--held-out-families leaves no family to train on: hold out fewer, or give --train 0")
     check_output_folder(output_dir)
-    counts: dict[RuleSplit, int] = {"train": train, "held_out": held_out}
+    counts: dict[RuleSplit, tuple[int, tuple[str, ...]]] = {
+        "train": (train, trained),
+        "held_out": (held_out, held_out_families or settings.families),
+    }
     drawn: list[RuledTask] = []
-    for split, count in counts.items():
+    for split, (count, families) in counts.items():
         if count:
-            check_settings(settings, split)
-        drawn += draw_tasks(settings, split, count, seed)
+            of_split = replace(settings, families=families)
+            check_settings(of_split, split)
+            drawn += draw_tasks(of_split, split, count, seed)
     rules = {task.id: rule for task, rule in drawn}
     chosen, dropped = split_tasks([task for task, _ in drawn], ["held_out"])
     arrays = build_arrays([task for task, _, _ in chosen], num_aug=0, seed=seed)
     build: dict[str, object] = {"known_rules": asdict(settings), "train": train, "held_out": held_out, "seed": seed}
+    if held_out_families:
+        build["held_out_families"] = list(held_out_families)
     save_store(output_dir, arrays, manifest_of(chosen, dropped, rules), build, VOCAB_SIZE, SEQ_LEN)
     asked = sum(split == "test" for _, split, _ in chosen)
     log.info(
@@ -98,6 +123,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--families", nargs="+", default=list(FAMILIES), metavar="FAMILY", help="of " + ", ".join(FAMILIES)
     )
+    parser.add_argument(
+        "--held-out-families",
+        nargs="+",
+        default=[],
+        metavar="FAMILY",
+        help="of the families, those that are held out whole: all held-out tasks are of these, no training task is",
+    )
     parser.add_argument("--sides", nargs=2, type=int, default=defaults.sides, metavar=("LOW", "HIGH"), help="of inputs")
     parser.add_argument("--colors", type=int, default=defaults.colors, help="inputs have the colours 1 to this")
     parser.add_argument("--demos", nargs=2, type=int, default=defaults.demos, metavar=("LOW", "HIGH"))
@@ -116,7 +148,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     folder = arguments.output_dir.expanduser()
     try:
-        build_known_rules(folder, settings, train=arguments.train, held_out=arguments.held_out, seed=arguments.seed)
+        build_known_rules(
+            folder,
+            settings,
+            train=arguments.train,
+            held_out=arguments.held_out,
+            held_out_families=arguments.held_out_families,
+            seed=arguments.seed,
+        )
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
     except OSError as error:

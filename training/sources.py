@@ -1,6 +1,6 @@
 """The sources of training batches by the names that `data.name` gives them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from config.data_schema import FewshotData, KnownRulesData, MixtureData, RearcData
@@ -12,7 +12,7 @@ from dataset.mixture import MixtureSource, Shares
 from dataset.puzzle_dataset import PuzzleTrainDataset
 from dataset.rearc.source import RearcSource
 from dataset.sources import TrainSource
-from dataset.store import PuzzleStore, load_stores
+from dataset.store import DatasetError, PuzzleStore, load_stores
 from dataset.text_tasks import TextTrainDataset
 from utils.distributed import Ranks
 
@@ -72,6 +72,7 @@ def known_rules(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> KnownR
     """Tasks that are made as they are read."""
     data = config.data
     assert isinstance(data, KnownRulesData)
+    _refuse_held_out(data.families, store)
     return KnownRulesSource(
         Curriculum(
             data.ladders(),
@@ -92,6 +93,18 @@ def known_rules(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> KnownR
         steps_per_batch=config.arch.steps_per_batch,
         max_context_tokens=config.max_context_tokens,
     )
+
+
+def _refuse_held_out(families: Iterable[str], store: PuzzleStore) -> None:
+    """Refuse to make training tasks of families that a data set holds out whole (`--held-out-families`)."""
+    build = store.metadata.build
+    builds = [build, *(part for part in build.values() if isinstance(part, dict))]  # of several data sets each by path
+    held_out = {name for part in builds for name in part.get("held_out_families", ())}
+    if both := sorted(held_out.intersection(families)):
+        raise DatasetError(
+            f"data.families has {', '.join(both)}, which data_paths holds out whole: name the other families in "
+            "data.families and data.curriculum"
+        )
 
 
 def rearc(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> RearcSource:

@@ -13,7 +13,7 @@ from config.schema import ConfigError, TrainConfig, load_config, run_folder
 from dataset.build_known_rules import main
 from dataset.known_rules.family import Lesson, TaskSettings
 from dataset.known_rules.source import KnownRulesSource
-from dataset.store import DatasetError, load_store
+from dataset.store import DatasetError, load_store, load_stores
 from tests.processes import hashes, log_lines
 from tests.run_fixtures import RULES_OPTIONS
 from training.loop import fit
@@ -175,9 +175,35 @@ def test_the_command_line_builds_the_same_set(rules_dataset: Path, tmp_path: Pat
     assert load_store(tmp_path / "again").metadata == load_store(rules_dataset).metadata
 
 
+def test_families_that_are_held_out_whole_are_asked_for_and_never_trained_on(
+    rules_config: Config, ranks: Ranks, tmp_path: Path
+) -> None:
+    folder = tmp_path / "whole"
+    options = ["--families", "dihedral", "mirror", "tile", "--sides", "2", "3", "--train", "12", "--held-out", "6"]
+    main(["--output-dir", str(folder), *options, "--held-out-families", "mirror"])
+    store = load_store(folder)
+    families = {"train": set[str](), "test": set[str]()}
+    for puzzle in store.manifest.puzzles:
+        assert puzzle.rule is not None
+        families[puzzle.split].add(puzzle.rule.family)
+    assert families == {"train": {"dihedral", "tile"}, "test": {"mirror"}}
+
+    for data in (store, load_stores([str(folder), str(_without_held_out_families(tmp_path))])):
+        assert len(create_train_source(rules_config(), data, ranks))
+        with pytest.raises(DatasetError, match="has mirror, which data_paths holds out whole"):
+            create_train_source(rules_config("data.families=[mirror,tile]"), data, ranks)
+
+
+def _without_held_out_families(tmp_path: Path) -> Path:
+    main(["--output-dir", str(tmp_path / "other"), "--families", "swap", "--train", "2", "--held-out", "2"])
+    return tmp_path / "other"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--held-out-families", "swaps"], "--held-out-families swaps: not one of the families, permutation, recolor"),
+        (["--families", "swap", "--held-out-families", "swap"], "leaves no family to train on"),
         (["--families", "nosuch"], "'nosuch' is not one of permutation"),
         (["--families", "swap", "--colors", "2"], "'swap' has no rule for split=held_out"),
         (["--held-out", "0"], "--held-out 0 1 or more"),
