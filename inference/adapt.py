@@ -160,7 +160,7 @@ class _Session:
     def _affordable_votes(self) -> int:
         """So many versions that a mark takes `MARK_SHARE` of the seconds at most; a single one where it is to stop."""
         votes, seconds = self.options.votes, self.budget.seconds
-        if self.stop:
+        if self.stop or (seconds is not None and self.seconds >= seconds):
             return 1
         if seconds is None or votes == 1 or self._trains_on_versions:
             return votes

@@ -99,14 +99,18 @@ def answering_marks(marks: Sequence[Mark], pooled: int, *, by_agreement: bool = 
     return marks[1:][-pooled:] or marks[:1]
 
 
-def answer_of(marks: Sequence[Mark], pooled: int, *, by_agreement: bool = True) -> Votes:
+def answer_of(
+    marks: Sequence[Mark], pooled: int, *, by_agreement: bool = True, by_likelihood: bool | None = None
+) -> Votes:
     """The answer after the last of some marks; see `answering_marks`, `ranked` and `likeliest_second`.
 
     Args:
-        by_agreement: else votes alone decide, on the second place too.
+        by_agreement: else votes alone decide.
+        by_likelihood: of the second place (None: as `by_agreement`).
     """
     votes = ranked(answering_marks(marks, pooled, by_agreement=by_agreement), by_agreement=by_agreement)
-    return tuple(likeliest_second(part) for part in votes) if by_agreement else votes
+    by_likelihood = by_agreement if by_likelihood is None else by_likelihood
+    return tuple(likeliest_second(part) for part in votes) if by_likelihood else votes
 
 
 def same_first(one: Votes, other: Votes) -> bool:

@@ -63,8 +63,11 @@ def asked_of(arguments: argparse.Namespace, card: Card | None = None, **values: 
     options = parse_options([*own, *arguments.adapt_with], **given)
     if total is not None and arguments.adapt_updates is not None:
         raise AdaptError("--total-seconds divides time: give --adapt SECONDS with it, or nothing, not --adapt-updates")
-    if total is not None:
-        options = options.model_copy(update={"give_up": True, "stop_when_explained": True})
+    if total is not None:  # what one task does not need the others get, where nothing else was asked for
+        ends_early = {"give_up": True, "stop_when_explained": True}
+        options = options.model_copy(
+            update={key: value for key, value in ends_early.items() if key not in options.model_fields_set}
+        )
     budget = Budget(updates=arguments.adapt_updates, seconds=arguments.adapt or total)
     budget.check(options)
     return Asked(options, budget, total)

@@ -111,8 +111,9 @@ def settings_of(work: Work, tasks: Sequence[Task], split: str, store: PuzzleStor
 
 def answer_all(work: Work, tasks: Sequence[Task], record: AdaptRecord, ranks: Ranks) -> list[Answered]:
     """Answer what the record lacks, over all ranks, each with `work.jobs` processes; the whole record, in order."""
-    known, used, began = record.read_all([task.id for task in tasks]), record.seconds(), time.monotonic()
-    waiting = [number for number, found in enumerate(known) if found is None]
+    ids, began = [task.id for task in tasks], time.monotonic()
+    # One rank looks, for another may look after the first puzzle of this call is written.
+    waiting, used = distributed.on_first_rank(lambda: (record.lacks(ids), record.seconds()), ranks)
     if work.total_seconds is not None:  # the cheapest first, so that the others get what these leave
         waiting.sort(key=lambda number: cells_shown(tasks[number]))
     mine = waiting[ranks.rank :: ranks.world_size]
@@ -129,7 +130,7 @@ def answer_all(work: Work, tasks: Sequence[Task], record: AdaptRecord, ranks: Ra
             progress.update()
             progress.set_postfix_str(f"{answered.puzzle}: {answered.updates} updates, {answered.ended}")
     distributed.barrier(ranks)
-    found = record.read_all([task.id for task in tasks])
+    found = record.read_all(ids)
     return [answered for answered in found if answered is not None]
 
 

@@ -48,8 +48,9 @@ def figures(
     """All metrics of a complete record.
 
     `ARC/pass@k` is the base's, `ARC/adapted_pass@k` that of votes × agreement, `ARC/adapted_by_votes_pass@k` that of
-    votes alone; under a control its name stands in the place of `adapted`. The names begin with `ARC/contaminated_`
-    where the base saw a pair of one of the puzzles.
+    votes alone, and where a fork was asked `ARC/adapted_by_agreement_pass@k` that of votes × agreement without the
+    likelihood, which decides on the second attempt of `adapted`; under a control its name stands in the place of
+    `adapted`. The names begin with `ARC/contaminated_` where the base saw a pair of one of the puzzles.
 
     Args:
         curve_end: the seconds of a puzzle at which the curve of pass@2 ends (None: no curve).
@@ -65,6 +66,9 @@ def figures(
     metrics |= pass_metrics(credits_of(tasks, [f.marks[0].votes for f in found]), prefix)
     metrics |= pass_metrics(credits_of(tasks, [f.answer for f in found]), f"{what}_")
     metrics |= pass_metrics(credits_of(tasks, [f.by_votes for f in found]), f"{what}_by_votes_")
+    if any(mark.agreement is not None for f in found for mark in f.marks):
+        plain = [answer_of(f.marks, f.pooled, by_likelihood=False) for f in found]
+        metrics |= pass_metrics(credits_of(tasks, plain), f"{what}_by_agreement_")
     for fraction in CURVE_FRACTIONS if curve_end is not None else ():
         seconds = fraction * (curve_end or 0.0)
         credits = credits_of(tasks, [f.answer if fraction == 1 else answer_after(f, seconds) for f in found])

@@ -31,7 +31,7 @@ class AdaptOptions(Section):
     ema_rate: of the averaged weights, which answer.
     translate: views stand anywhere on the canvas, else all at its corner.
     fork_every: every so many updates one trains the fork, which never sees one of the demonstrations (0: no fork).
-    agreement_views: in how many views the fork is asked for that demonstration.
+    agreement_views: in how many of the versions that vote the fork is asked for that demonstration.
     pooled_marks: how many of the last marks' votes are counted together.
     stop_when_consistent: stop as soon as two marks in a row explain every demonstration, also the one left out.
     stop_when_explained: the same where none is left out (`fork_every=0`, two demonstrations), so that nothing vouches

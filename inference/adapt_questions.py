@@ -50,7 +50,8 @@ class Questions:
         self.count = int(store.puzzle_demos[0])
         self.log_probabilities_of = LOG_PROBABILITIES[config.arch.loss.loss_type]
         limits = {"max_demos": config.max_demos, "max_context_tokens": config.max_context_tokens}
-        self.data = FewshotEvalDataset(store, batch_size=config.eval_batch_size, **limits)
+        sizes = {"batch_size": config.eval_batch_size, "batch_tokens": config.eval_batch_tokens}
+        self.data = FewshotEvalDataset(store, **sizes, **limits)
         self.batches = [self.data[number] for number in range(len(self.data))]
         self.explained: Batch | None = None
         self.left_out: Batch | None = None

@@ -117,17 +117,19 @@ class AdaptRecord:
                 )
             self._tidy()
             return
+        self._tidy()
         if self.folder.is_dir() and any(self.folder.iterdir()):
             raise AdaptError(
                 f"--output-dir {self.folder}: is not empty and has no {SETTINGS_FILE}; name another folder"
             )
-        (self.folder / ANSWERED_FOLDER).mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_json(path, settings)
 
     def _tidy(self) -> None:
         """Remove what a process that was killed left half-written."""
-        for path in (self.folder / ANSWERED_FOLDER).glob(".*.tmp-*"):
-            path.unlink()
+        for pattern in (f".{SETTINGS_FILE}.tmp-*", f".{SECONDS_FILE}.tmp-*", f"{ANSWERED_FOLDER}/.*.tmp-*"):
+            for path in self.folder.glob(pattern):
+                path.unlink()
 
     def seconds(self) -> float:
         """How long the calls before took."""
@@ -162,6 +164,10 @@ class AdaptRecord:
         if found.puzzle != puzzle:
             raise AdaptError(f"{path}: of puzzle '{found.puzzle}', expected '{puzzle}'; name another --output-dir")
         return found
+
+    def lacks(self, puzzles: Sequence[str]) -> list[int]:
+        """The numbers of the puzzles that have not been answered."""
+        return [number for number, found in enumerate(self.read_all(puzzles)) if found is None]
 
     def read_all(self, puzzles: Sequence[str]) -> list[Answered | None]:
         """What each puzzle came to."""

@@ -43,6 +43,8 @@ def stack_refusal(arch: AnyArch, options: AdaptOptions, budget: Budget | None) -
         return (
             "arch.random_depth=true draws each update's depth, which tasks side by side would share: leave --stack out"
         )
+    if arch.loss.pair_weight:
+        return "arch.loss.pair_weight tells a task's pairs from those of the tasks beside it: leave --stack out"
     if budget is None or budget.updates is None:
         return "tasks side by side share the clock: give --adapt-updates, not seconds"
     if options.control in ("votes", "random_weights"):
@@ -230,16 +232,19 @@ def adapt_stacked(
     live = _Live(Stack(model), size)
     coming = iter(tasks)
     with undisturbed(next(model.parameters()).device):
+        room = size
         while True:
-            while len(live.waiting) < size and (following := next(coming, None)) is not None:
+            if not live.waiting:  # what took too much beside others has ended
+                room = live.size = size
+            while len(live.waiting) < room and (following := next(coming, None)) is not None:
                 number, task = following
                 steps = adaptation_steps(model, config, task, options, budget)
                 try:
                     live.waiting[number] = steps, next(steps)
                 except StopIteration as end:
                     if end.value.ended == "out_of_memory" and live.waiting:  # the others hold it
-                        size, coming = len(live.waiting), chain([following], coming)
-                        log.warning("memory ran out for another task: going on with %d side by side", size)
+                        room, coming = len(live.waiting), chain([following], coming)
+                        log.warning("memory ran out for another task: going on with %d side by side", room)
                     else:
                         yield number, end.value
             if not live.waiting:

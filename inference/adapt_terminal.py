@@ -19,8 +19,8 @@ COLUMNS = ("updates", "seconds", "loss", "demonstrations explained", "agreement"
 class AdaptProgress:
     """A bar of updates or seconds for each task, with the loss and how many demonstrations are explained."""
 
-    def __init__(self, budget: Budget, *, disable: bool):
-        self.budget, self.disable = budget, disable
+    def __init__(self, *, disable: bool):
+        self.disable = disable
         self.bar: tqdm | None = None
 
     def __enter__(self) -> "AdaptProgress":
@@ -34,12 +34,12 @@ class AdaptProgress:
             self.bar.close()
         self.bar = None
 
-    def of(self, task: Task) -> Tell:
-        """What hears of the progress on a task."""
+    def of(self, task: Task, budget: Budget) -> Tell:
+        """What hears of the progress on a task, which is given so much."""
         self._close()
-        by_updates = self.budget.updates is not None
+        by_updates = budget.updates is not None
         bar = self.bar = tqdm(
-            total=self.budget.updates if by_updates else self.budget.seconds,
+            total=budget.updates if by_updates else budget.seconds,
             desc=f"adapt to {task.id}",
             disable=self.disable,
             leave=False,
@@ -47,7 +47,7 @@ class AdaptProgress:
         )
 
         def tell(mark: Mark | None, updates: int, seconds: float) -> None:
-            done = updates if by_updates else min(seconds, self.budget.seconds or seconds)
+            done = updates if by_updates else min(seconds, budget.seconds or seconds)
             bar.update(done - bar.n)
             if mark is not None:
                 loss = "" if mark.loss is None else f"loss {mark.loss:.3f}, "
@@ -78,9 +78,16 @@ def _cells(mark: Mark, demonstrations: int) -> tuple[str, ...]:
 
 def sentences(found: Answered) -> list[str]:
     """What an adaptation came to, in words."""
-    said = [f"{found.puzzle}: {found.updates} updates in {found.seconds:.1f} s; {ENDS[found.ended]}."]
+    why = ENDS[found.ended]
+    if found.ended == "out_of_memory" and not any(found.marks[0].votes):
+        why = "memory ran out before the base had answered"
+    said = [f"{found.puzzle}: {found.updates} updates in {found.seconds:.1f} s; {why}."]
     if found.ended == "seconds" and not found.updates:
-        said.append("Nothing was adapted: asking the base took the time. Give --adapt more seconds, or fewer --votes.")
+        said.append(
+            "Nothing was adapted: asking the base took the time. Give more (--adapt, --total-seconds) or fewer --votes."
+        )
+    if found.ended == "stopped" and not found.updates:
+        said.append("Nothing was adapted: the base answers.")
     if found.demos_left_out:
         said.append(f"{found.demos_left_out} demonstrations are left out, for max_context_tokens holds no more.")
     if len(found.marks) < 2:
@@ -88,7 +95,7 @@ def sentences(found: Answered) -> list[str]:
     if agreement_fell(found.marks[0], found.marks[-1]):
         said.append("The adapted weights predict the demonstration left out less often: the base answers.")
     elif found.last_change:
-        said.append(f"The answer last changed after {found.last_change} updates.")
+        said.append(f"The answer (its first attempt) last changed after {found.last_change} updates.")
     else:
-        said.append("The answer is the one before adapting.")
+        said.append("The answer (its first attempt) is the one before adapting.")
     return said

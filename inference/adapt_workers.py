@@ -64,8 +64,21 @@ class Worker:
         self.number: int | None = None
 
     def give(self, number: int, job: Any) -> None:
+        """
+        Raises:
+            WorkerError: the process has ended.
+        """
         self.number = number
-        self.pipe.send(job)
+        try:
+            self.pipe.send(job)
+        except ConnectionError as error:
+            raise self._has_ended() from error
+
+    def _has_ended(self) -> WorkerError:
+        self.process.join()
+        return WorkerError(
+            f"a process that answers puzzles has ended (status {self.process.exitcode}); the same command goes on"
+        )
 
     def take(self) -> tuple[int, Any]:
         """The result of the job that it was given.
@@ -77,10 +90,7 @@ class Worker:
         try:
             result = self.pipe.recv()
         except (EOFError, ConnectionError) as error:
-            self.process.join()
-            raise WorkerError(
-                f"a process that answers puzzles has ended (status {self.process.exitcode}); the same command goes on"
-            ) from error
+            raise self._has_ended() from error
         if isinstance(result, BaseException):
             raise result
         number, self.number = self.number, None

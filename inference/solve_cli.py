@@ -123,6 +123,8 @@ def tell(solver: Solver, tasks: Sequence[Task], solutions: Sequence[Solution], v
             log.warning(f"%s: %d demonstrations: {shown}", task.id, count, most)
         if versions < votes:
             why = "there are no more" if adapted is None else "there are no more, or no time for them"
+            if adapted is not None and adapted.ended == "stopped":
+                why = "it was stopped"
             log.warning("%s: only %d of its versions could vote, for %s", task.id, versions, why)
         if first[task.id].is_contaminated and not unknown:
             log.warning("%s: its pairs were seen in training; figures on it are contaminated", task.id)
@@ -189,7 +191,7 @@ def solve_adapted(
             folder.mkdir(parents=True, exist_ok=True)
             write_file(folder / SUBMISSION_FILE, json.dumps(submission_of(so_far, attempts)))
 
-    progress = AdaptProgress(asked.budget, disable=not ranks.is_first)
+    progress = AdaptProgress(disable=not ranks.is_first)
     with stop.listening(), progress:
         found = solver.solve_adapted(
             tasks,
@@ -234,7 +236,9 @@ def run(arguments: argparse.Namespace, card: Card | None, asked: Asked | None, d
     say_first(tasks, asked, card, ranks)
     solver = Solver.load(arguments.checkpoint, averaged=not arguments.raw, ranks=ranks)
     if arguments.batch_size is not None:
-        solver.config = solver.config.model_copy(update={"eval_batch_size": arguments.batch_size})
+        solver.config = solver.config.model_copy(
+            update={"eval_batch_size": arguments.batch_size, "eval_batch_tokens": None}
+        )
     votes, attempts, seed = arguments.votes, arguments.attempts, arguments.seed
     at_once = solver.config.eval_batch_size
     with memory_for("while solving", f"lower --batch-size, which is {at_once} versions at once, or --votes {votes}"):

@@ -158,7 +158,7 @@ class Solver:
         *,
         total_seconds: float | None = None,
         attempts: int = DEFAULT_ATTEMPTS,
-        tell: Callable[[Task], Tell] = lambda task: tell_nothing,
+        tell: Callable[[Task, Budget], Tell] = lambda task, budget: tell_nothing,
         keep: Callable[[Answered], None] = lambda answered: None,
         stop: Any = False,
     ) -> tuple[list[Solution], Submission]:
@@ -166,7 +166,7 @@ class Solver:
 
         Args:
             total_seconds: of all tasks together, the cheapest first; a budget is then the most of one.
-            tell: what hears of the progress on a task.
+            tell: what hears of the progress on a task, which is given so much.
             keep: hears what each of this rank's tasks came to, as soon as it is answered.
             stop: as soon as it is true, what there is answers.
 
@@ -186,7 +186,7 @@ class Solver:
         shares, solved = Shares(budget, total_seconds, len(mine)), []
         for number in mine:
             task, share = tasks[number], shares.next()
-            solutions, answered = self._adapted(task, options, share, attempts, tell(task), stop)
+            solutions, answered = self._adapted(task, options, share, attempts, tell(task, share), stop)
             keep(answered)
             solved.append((number, solutions))
         parts = [part for _, part in sorted(distributed.gather_lists(solved, self.ranks), key=lambda item: item[0])]
@@ -260,7 +260,8 @@ class Solver:
         """The queries of a data set as this run's model reads them, of which this rank asks its part."""
         options |= {"rank": self.ranks.rank, "world_size": self.ranks.world_size}
         options |= {"max_demos": self.config.max_demos, "max_context_tokens": self.config.max_context_tokens}
-        data = kind(store, batch_size=self.config.eval_batch_size, **options)
+        options |= {"batch_size": self.config.eval_batch_size, "batch_tokens": self.config.eval_batch_tokens}
+        data = kind(store, **options)
         attach_latents(self.config, [data], self.ranks)
         return data
 

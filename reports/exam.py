@@ -70,6 +70,8 @@ class Exam:
         """The cells under `HEAD`."""
         what = self.asked.get("control") or "adapted"
         budget = f"{self.asked['seconds']:g} s" if "seconds" in self.asked else f"{self.asked.get('updates')} updates"
+        if (total := self.asked.get("total_seconds")) is not None:
+            budget = f"{total:g} s in all" + (f", {budget} each at most" if self.asked["seconds"] != total else "")
         passes = (self._passed(what, k) for k in KS)
         updates = f"{self.metrics['adapt/updates_per_puzzle']:.0f}"
         return self.name, f"{what}, {budget}", str(self.asked["votes"]), *passes, updates, self._curve(what)

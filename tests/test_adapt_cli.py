@@ -1,5 +1,6 @@
 """`evaluate.py --adapt` and `solve.py --adapt` as a user calls them: resumed, interrupted, divided, limited."""
 
+import argparse
 import json
 import random
 import re
@@ -15,8 +16,11 @@ import psutil
 import pytest
 
 from inference import evaluate_cli
+from inference.adapt_arguments import add_adapt_arguments, asked_of
+from inference.adapt_record import AdaptRecord
 from solve import main as solve_main
 from tests.processes import ROOT, Launch, call
+from utils.files import read_json, write_file
 
 KILLS, UPDATES = 4, "12"
 QUICK = ["votes=2", "views=2", "agreement_views=1", "fork_every=3", "lr=3e-3"]
@@ -158,6 +162,28 @@ def test_ranks_divide_the_puzzles(base: list[str], whole: list[dict[str, Any]], 
     done = call("evaluate.py", *arguments, folder=tmp_path, ranks=2)
     assert done.returncode == 0, done.stderr
     assert puzzles_of(tmp_path / "of2") == whole
+
+
+def test_a_folder_that_a_killed_call_had_only_begun_is_begun_again(tmp_path: Path) -> None:
+    record = AdaptRecord(tmp_path / "out")
+    record.folder.mkdir()
+    write_file(record.folder / ".settings.json.tmp-7", "{")
+    record.open({"seed": 0})
+    assert read_json(record.folder / "settings.json") == {"seed": 0}
+    assert not list(record.folder.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [([], (True, True)), (["give_up=false"], (False, True)), (["give_up=true"], (True, True))]
+)
+def test_a_total_ends_hopeless_and_explained_puzzles_where_nothing_else_is_said(
+    given: list[str], expected: tuple[bool, bool]
+) -> None:
+    parser = argparse.ArgumentParser()
+    add_adapt_arguments(parser)
+    asked = asked_of(parser.parse_args(["--total-seconds", "9", "--adapt-with", "votes=2", *given]))
+    assert asked is not None
+    assert (asked.options.give_up, asked.options.stop_when_explained) == expected
 
 
 def test_a_total_of_seconds_is_said_first_divided_and_kept_to(

@@ -84,7 +84,9 @@ def _has(file: TextIO, folder: Path) -> bool:
     except (BlockingIOError, PermissionError) as error:
         owner = _owner(file)
         file.close()
-        raise ConfigError(f"{folder}: {owner} is still writing this run; stop it, or use another +run_name") from error
+        raise ConfigError(
+            f"{folder}: {owner} is still writing this folder; stop it, or name another (+run_name, --output-dir)"
+        ) from error
     except OSError as error:
         log.warning("%s cannot be locked (%s): see to it that no second process writes it", folder, error)
     return True

@@ -1,5 +1,7 @@
 """Ranking the votes of several marks, and what is read from a record."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from dataset.arc_tasks import Pair, Task
@@ -100,6 +102,18 @@ def test_figures_stand_beside_those_of_the_base_and_along_the_time() -> None:
     control = figures(tasks, found, TrainedOn(), AdaptOptions(control="votes"), None)
     assert control["ARC/votes_pass@1"] == 1.0
     assert "ARC/adapted_pass@1" not in control
+
+
+def test_where_a_fork_was_asked_agreement_is_told_from_likelihood() -> None:
+    unsure = mark(16, 0.5, vote(1, 6, likelihood=-9), vote(2, 3, likelihood=-8), vote(3, 2, likelihood=-1))
+    metrics = figures([task("a", 3)], [answered("a", BASE, unsure)], TrainedOn(), AdaptOptions(), None)
+    assert metrics["ARC/adapted_pass@2"] == 1.0
+    assert metrics["ARC/adapted_by_agreement_pass@2"] == metrics["ARC/adapted_by_votes_pass@2"] == 0.0
+    blind = mark(16, None, *unsure.votes[0])
+    plain = figures(
+        [task("a", 3)], [answered("a", replace(BASE, agreement=None), blind)], TrainedOn(), AdaptOptions(), None
+    )
+    assert "ARC/adapted_by_agreement_pass@2" not in plain
 
 
 def test_the_answer_at_a_time_is_that_of_the_last_mark_before_it() -> None:

@@ -116,7 +116,7 @@ def test_what_is_paired_wrongly_may_have_no_room_either(solver: Solver) -> None:
 def test_a_task_without_any_demonstration_that_fits_is_refused_before_anything_is_done(solver: Solver) -> None:
     begun: list[str] = []
 
-    def tell(task: Task) -> Tell:
+    def tell(task: Task, budget: Budget) -> Tell:
         begun.append(task.id)
         return tell_nothing
 

@@ -235,6 +235,10 @@ def test_what_cannot_be_stacked_is_refused(double: Any) -> None:
     drawn = config.model_copy(update={"arch": config.arch.model_copy(update={"random_depth": True})})
     with pytest.raises(AdaptError, match="random_depth=true draws"):
         next(adapt_stacked(model, drawn, enumerate(TASKS), OPTIONS, Budget(updates=5), size=2))
+    loss = config.arch.loss.model_copy(update={"pair_weight": 0.1})
+    paired = config.model_copy(update={"arch": config.arch.model_copy(update={"loss": loss})})
+    with pytest.raises(AdaptError, match="pair_weight tells a task's pairs"):
+        next(adapt_stacked(model, paired, enumerate(TASKS), OPTIONS, Budget(updates=5), size=2))
     votes = OPTIONS.model_copy(update={"control": "votes"})
     with pytest.raises(AdaptError, match="votes"):
         next(adapt_stacked(model, config, enumerate(TASKS), votes, Budget(updates=5), size=2))

@@ -77,6 +77,15 @@ def test_a_record_and_its_summary_give_the_same_row(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(90.0, "adapted, 90 s in all"), (4.0, "adapted, 90 s in all, 4 s each at most")]
+)
+def test_a_total_of_seconds_is_called_one(seconds: float, said: str) -> None:
+    figure = {"adapt/updates_per_puzzle": 1.0}
+    found = exam.Exam("r", {"seconds": seconds, "total_seconds": 90.0, "votes": 2}, figure, {})
+    assert found.row()[1] == said
+
+
 def test_what_is_no_record_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.json").write_text("{}")
     for path, said in ((tmp_path, "no complete record"), (tmp_path / "x.json", "not a summary of a record")):

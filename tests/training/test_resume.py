@@ -324,7 +324,7 @@ def test_a_second_process_is_kept_out(straight: Callable[..., Any], ranks: Ranks
     with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(ConfigError, match=rf"process {other.pid} on .* is still writing this run"):
+        with pytest.raises(ConfigError, match=rf"process {other.pid} on .* is still writing this folder"):
             fit(config, ranks)
         other.kill()
     fit(config, ranks)
