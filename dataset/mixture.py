@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataset.batches import DEMONSTRATION_KEYS, Batch
-from dataset.sources import SampleResults, TrainSource
+from dataset.sources import LESSONS_READ, SampleResults, TrainSource
 from dataset.store import DatasetError
 from dataset.trained_on import TrainedOn
 
@@ -128,11 +128,19 @@ class MixtureSource(TrainSource):
             source.observe(step, sums, own)
 
     def metrics(self) -> dict[str, float]:
-        return {key: value for source in self.sources for key, value in source.metrics().items()}
+        found: dict[str, float] = {}
+        for source in self.sources:
+            for key, value in source.metrics().items():
+                found[key] = value + (found.get(key, 0.0) if key == LESSONS_READ else 0.0)
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         states = {str(number): source.state_dict() for number, source in enumerate(self.sources)}
         return {number: state for number, state in states.items() if state}
+
+    def joined_states(self, states: Sequence[dict[str, Any]], rank: int) -> dict[str, Any]:
+        parts = {number: [state[number] for state in states] for number in states[0]}
+        return {number: self.sources[int(number)].joined_states(part, rank) for number, part in parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for number, part in state.items():

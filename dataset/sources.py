@@ -1,6 +1,7 @@
 """What a training run asks of its data: a finite data set on disk and a generator that never ends are both sources."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch.utils.data import Dataset
 
 from dataset.batches import Batch
 from dataset.trained_on import TrainedOn
+
+LESSONS_READ = "train/lessons_read"  # of all curricula together
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,10 @@ class TrainSource(Dataset[Batch], ABC):
         A source says from the start whether it has a state: its keys stay the same.
         """
         return {}
+
+    def joined_states(self, states: Sequence[dict[str, Any]], rank: int) -> dict[str, Any]:
+        """Of the states of all ranks, the one with which a rank of another number of them goes on."""
+        return states[0]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the state of `state_dict`; never called for a source without one."""

@@ -19,7 +19,8 @@ from checkpoints.checkpoint import (
     saved_checkpoints,
 )
 from config.schema import ConfigError, TrainConfig, TrmArch, dump_config, run_folder, validate_config
-from dataset.store import DatasetMetadata
+from dataset.sources import TrainSource
+from dataset.store import PuzzleStore
 from learning.learner import Learner
 from training.metric_window import joined_windows
 from training.trainer import Progress, Trainer
@@ -56,8 +57,16 @@ class ResumePoint:
     is_own: bool
 
 
-def find_resume_point(config: TrainConfig, metadata: DatasetMetadata) -> ResumePoint | None:
+def data_of_run(store: PuzzleStore, source: TrainSource) -> dict[str, str]:
+    """The SHA-256 of each file of the data that a run evaluates and trains on, by its path."""
+    return {**source.trained_on().datasets, **store.metadata.sha256}
+
+
+def find_resume_point(config: TrainConfig, data: dict[str, str]) -> ResumePoint | None:
     """The checkpoint that `config.resume` asks for; None where the run starts anew.
+
+    Args:
+        data: as `data_of_run` gives it.
 
     Raises:
         CheckpointError: there is no such checkpoint, or none undamaged.
@@ -72,11 +81,11 @@ def find_resume_point(config: TrainConfig, metadata: DatasetMetadata) -> ResumeP
             log.warning("%s; going on from %s instead", fault, checkpoint.path)
     else:
         checkpoint = open_checkpoint(config.resume)
-    refuse_differences(config, checkpoint, metadata)
+    refuse_differences(config, checkpoint, data)
     return ResumePoint(checkpoint, checkpoint.path.resolve().parent == own.resolve())
 
 
-def claim_run_folder(config: TrainConfig, metadata: DatasetMetadata) -> ResumePoint | None:
+def claim_run_folder(config: TrainConfig, data: dict[str, str]) -> ResumePoint | None:
     """Lock the run folder, whether there is one yet or not, and look for a checkpoint; nothing else is written.
 
     Raises:
@@ -86,7 +95,7 @@ def claim_run_folder(config: TrainConfig, metadata: DatasetMetadata) -> ResumePo
     lock_folder(folder)
     if folder.exists():
         checkpoint_folder.tidy(folder / "checkpoints")
-    return find_resume_point(config, metadata)
+    return find_resume_point(config, data)
 
 
 def open_run_folder(config: TrainConfig, point: ResumePoint | None) -> Path:
@@ -118,7 +127,7 @@ def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
         return checkpoint.config
 
 
-def config_differences(config: TrainConfig, checkpoint: Checkpoint, metadata: DatasetMetadata) -> dict[str, str]:
+def config_differences(config: TrainConfig, checkpoint: Checkpoint, data: dict[str, str]) -> dict[str, str]:
     """What matters and differs: each key with both values."""
     may_differ = set(MAY_DIFFER)
     if isinstance(config.arch, TrmArch) and config.train_on_held_out_demonstrations:
@@ -129,19 +138,19 @@ def config_differences(config: TrainConfig, checkpoint: Checkpoint, metadata: Da
         for key in {**old, **new}
         if key not in may_differ and old.get(key) != new.get(key)
     }
-    known = set(checkpoint.trained_on.datasets.values())
-    if known and not set(metadata.sha256.values()) <= known:
-        found.setdefault("data_paths", f"the data in data_paths={new['data_paths']} is not that of the checkpoint")
+    known = checkpoint.progress.get("data", checkpoint.trained_on.datasets)  # older ones name what they train on
+    if other := sorted(path for path in data if known.get(path, data[path]) != data[path]):
+        found.setdefault("data_paths", f"data_paths: {', '.join(other)} is not what it was at the checkpoint")
     return found
 
 
-def refuse_differences(config: TrainConfig, checkpoint: Checkpoint, metadata: DatasetMetadata) -> None:
+def refuse_differences(config: TrainConfig, checkpoint: Checkpoint, data: dict[str, str]) -> None:
     """Raise for differences that `resume_override` does not name.
 
     Raises:
         ConfigError: names the keys and both values.
     """
-    found = config_differences(config, checkpoint, metadata)
+    found = config_differences(config, checkpoint, data)
     named = [key for key in config.resume_override if key not in NEVER_OVERRIDDEN]
     refused = [key for key in found if key not in named]
     if refused:
@@ -207,7 +216,8 @@ def _restore_rank(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """Carry, window of the log, generators."""
     state = checkpoint.rank_state(trainer.ranks.rank)
     device = trainer.ranks.device
-    _restore_source(trainer, state)
+    if saved := _source_state(trainer, state):
+        trainer.train_data.load_state_dict(saved)
     if state["carry"] and trainer.step < trainer.total_steps:
         try:
             trainer.carry = filled_carry(_next_carry(trainer), state["carry"])
@@ -220,10 +230,9 @@ def _restore_rank(trainer: Trainer, checkpoint: Checkpoint) -> None:
         torch.cuda.set_rng_state(state["cuda_rng"], device)
 
 
-def _restore_source(trainer: Trainer, state: dict[str, Any]) -> None:
-    """The state of the source of batches, unless the run goes on with another source."""
-    if saved := state.get("source", {}).get(trainer.config.data.name):
-        trainer.train_data.load_state_dict(saved)
+def _source_state(trainer: Trainer, state: dict[str, Any]) -> dict[str, Any] | None:
+    """A rank's state of the source of batches; None where it has none, or the run goes on with another source."""
+    return state.get("source", {}).get(trainer.config.data.name) or None
 
 
 def _restore_for_other_ranks(trainer: Trainer, checkpoint: Checkpoint) -> None:
@@ -236,8 +245,9 @@ def _restore_for_other_ranks(trainer: Trainer, checkpoint: Checkpoint) -> None:
             ranks.world_size,
             trainer.step // trainer.config.arch.steps_per_batch * trainer.config.global_batch_size,
         )
-    _restore_source(trainer, checkpoint.rank_state(0))
-    states = map(checkpoint.rank_state, range(checkpoint.world_size))
+    states = [checkpoint.rank_state(rank) for rank in range(checkpoint.world_size)]
+    if sources := [saved for state in states if (saved := _source_state(trainer, state))]:
+        trainer.train_data.load_state_dict(trainer.train_data.joined_states(sources, ranks.rank))
     windows = [state["window"] for state in states if "window" in state]
     if windows:
         trainer.window.load_state_dict(joined_windows(windows, ranks.rank), ranks.device)

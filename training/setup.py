@@ -17,7 +17,7 @@ from learning.optim import OptimizerOptions
 from models import create_model
 from models.losses import create_loss_head
 from models.machine import best_dtype, compile_blocks, wants_compiling
-from training.resume import claim_run_folder, open_run_folder, restore
+from training.resume import claim_run_folder, data_of_run, open_run_folder, restore
 from training.sources import create_train_source
 from training.trainer import Trainer
 from utils import distributed
@@ -112,7 +112,8 @@ def _built_trainer(
     eval_data = create_eval_data(config, store, ranks, "test", config.max_eval_augmentations)
     train_queries = create_eval_data(config, store, ranks, "train", 1)
     config = attach_latents(config, (train_data, eval_data, train_queries), ranks)
-    point = distributed.on_first_rank(lambda: claim_run_folder(config, store.metadata), ranks)
+    data = data_of_run(store, train_data)
+    point = distributed.on_first_rank(lambda: claim_run_folder(config, data), ranks)
     torch.manual_seed(config.seed)
     model = create_model(config.arch, store.metadata).to(ranks.device)
     torch.manual_seed(config.seed + RANK_SEED_STRIDE * ranks.rank)  # a variational encoder's noise differs by rank
@@ -130,6 +131,7 @@ def _built_trainer(
         train_queries=train_queries,
         learner=create_learner(create_loss_head(config.arch, model), learner_options(config), ranks),
         trained_on=trained_on,
+        data=data,
         logger=RunLogger(None),
         stop=StopRequest() if stop is None else stop,
     )

@@ -60,6 +60,7 @@ class Trainer:
     train_queries: FewshotEvalDataset
     learner: Learner
     trained_on: TrainedOn
+    data: dict[str, str]  # see `training.resume.data_of_run`
     logger: RunLogger
     folder: Path = Path()
     stop: StopRequest = field(default_factory=StopRequest)
@@ -217,6 +218,7 @@ class Trainer:
             "step": self.step,
             "total_steps": self.total_steps,
             "world_size": self.ranks.world_size,
+            "data": self.data,
             "samples": self.step // config.arch.steps_per_batch * config.global_batch_size,
         }
         self.logger.to_disk()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dataset.known_rules.family import Lesson, Review
+from dataset.sources import LESSONS_READ
 from dataset.store import DatasetError
 from utils import distributed
 from utils.distributed import Ranks
@@ -158,11 +159,11 @@ class Curriculum:
     def metrics(self) -> dict[str, float]:
         """Lessons that are read: of all families, and of each with the exact match last measured in its present one."""
         place = self.places[-1]
-        found = {"train/lessons_read": float(sum(place.read))}
+        found = {LESSONS_READ: float(sum(place.read))}
         for number, read in enumerate(place.read):
             name = self.ladders[number][0].family
             present = self.first_of[number] + min(read, len(self.ladders[number]) - 1)
-            found[f"train/lessons_read/{name}"] = float(read)
+            found[f"{LESSONS_READ}/{name}"] = float(read)
             if present in self.exact_match:
                 found[f"train/lesson_exact_accuracy/{name}"] = self.exact_match[present]
         return found

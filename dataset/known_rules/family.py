@@ -126,7 +126,9 @@ class Family(ABC):
             asks_held_out = self.holds_out == "instances" and split == "held_out" and index == count - 1
 
             def is_allowed(grid: Grid, asked: bool = asks_held_out) -> bool:
-                return self.holds_out == "rules" or asked == is_held_out_grid(grid)
+                if self.holds_out == "instances" and asked != is_held_out_grid(grid):
+                    return False
+                return not same(self.apply(rule, grid), grid)
 
             grid = redrawn(lambda: self.draw_input(rng, settings, rule), is_allowed)
             if grid is None:
@@ -146,10 +148,11 @@ class Family(ABC):
         return rules[int(rng.integers(len(rules)))] if rules else None
 
     def chance(self, settings: TaskSettings, split: RuleSplit, pairs: Pairs) -> float:
-        """Exact match of a random rule: the share of those that show on the inputs that give the query's answer."""
+        """Exact match of a random rule: of those that could have made a task of the inputs, for they change all of
+        them, the share that gives the query's answer."""
         inputs, answer = [grid for grid, _ in pairs], pairs[-1][1]
         made = ([self.apply(rule, grid) for grid in inputs] for rule in self.rules_on(settings, split, inputs))
-        answers = [outputs[-1] for outputs in made if shows(list(zip(inputs, outputs, strict=True)))]
+        answers = [outputs[-1] for outputs in made if all(changes(list(zip(inputs, outputs, strict=True))))]
         return sum(same(one, answer) for one in answers) / max(len(answers), 1)
 
     def is_well_posed(self, settings: TaskSettings, rule: Rule, pairs: Pairs) -> bool:
@@ -182,9 +185,15 @@ def same(one: Grid, other: Grid) -> bool:
     return one.shape == other.shape and one.tobytes() == other.tobytes()
 
 
+def changes(pairs: Pairs) -> list[bool]:
+    """Of each pair, whether its output is another grid than its input."""
+    return [not same(grid, output) for grid, output in pairs]
+
+
 def shows(pairs: Pairs) -> bool:
-    """Whether something changes in the query, which is the last, and in a demonstration."""
-    changed = [not same(grid, output) for grid, output in pairs]
+    """Whether something changes in the query, which is the last, and in a demonstration. So much is asked of a donor's
+    rule, whose inputs are another's."""
+    changed = changes(pairs)
     return changed[-1] and any(changed[:-1])
 
 

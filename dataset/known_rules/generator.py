@@ -8,7 +8,7 @@ import numpy as np
 from dataset.arc_tasks import Pair, Task
 from dataset.grids import CANVAS_SIDE, NUM_COLORS, Grid
 from dataset.known_rules.color_families import DihedralPermutation, Permutation, Recolor, Swap
-from dataset.known_rules.family import Family, Rule, RuleError, RuleSplit, TaskSettings, same, shows
+from dataset.known_rules.family import Family, Rule, RuleError, RuleSplit, TaskSettings, changes, same, shows
 from dataset.known_rules.grid_families import Dihedral, Mirror, Scale, Shift, Tile
 from dataset.known_rules.object_families import Count, Crop, Fill, Gravity, Lines, Outline
 
@@ -72,7 +72,7 @@ def generator_of(seed: int, number: int, slot: int, split: RuleSplit = "train") 
 def draw_task(
     rng: np.random.Generator, settings: TaskSettings, split: RuleSplit = "train", family: str | None = None
 ) -> KnownTask:
-    """A well-posed task: the query's answer follows from the demonstrations, and the rule shows in both.
+    """A well-posed task: the query's answer follows from the demonstrations, and no output is its input.
 
     Args:
         family: None draws one of the settings'.
@@ -89,21 +89,31 @@ def draw_task(
             continue
         rule, inputs = drawn
         pairs = tuple((grid, np.ascontiguousarray(rules.apply(rule, grid))) for grid in inputs)
-        if shows(pairs) and rules.is_well_posed(settings, rule, pairs):
+        if all(changes(pairs)) and rules.is_well_posed(settings, rule, pairs):
             return KnownTask(name, rule, pairs)
     raise RuleError(f"no well-posed task of the family '{name}' in {MAX_ATTEMPTS} attempts with {settings}")
 
 
 def draw_donor(rng: np.random.Generator, settings: TaskSettings, split: RuleSplit, task: KnownTask) -> Rule | None:
     """Another rule of the family and split that makes a well-posed task of the same inputs, with another answer to the
-    query; None where none of MAX_DONORS drawings does."""
+    query: one whose outputs have the sizes of the task's own where there is any; None where none of MAX_DONORS drawings
+    does."""
     rules, inputs = FAMILIES[task.family], [grid for grid, _ in task.pairs]
+    shapes = [output.shape for _, output in task.pairs]
+    tried, of_other_sizes = {task.rule}, None
     for _ in range(MAX_DONORS):
         donor = rules.draw_rule(rng, settings, split, inputs)
-        if donor is None or donor == task.rule:
+        if donor is None or donor in tried:
             continue
+        tried.add(donor)
         pairs = tuple((grid, np.ascontiguousarray(rules.apply(donor, grid))) for grid in inputs)
+        of_its_sizes = [output.shape for _, output in pairs] == shapes
+        if of_other_sizes is not None and not of_its_sizes:
+            continue
         is_other = not same(pairs[-1][1], task.pairs[-1][1])
-        if is_other and shows(pairs) and rules.is_well_posed(settings, donor, pairs):
-            return donor
-    return None
+        fits = all(max(output.shape) <= CANVAS_SIDE for _, output in pairs)
+        if is_other and fits and shows(pairs) and rules.is_well_posed(settings, donor, pairs):
+            if of_its_sizes:
+                return donor
+            of_other_sizes = donor
+    return of_other_sizes

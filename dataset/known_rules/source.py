@@ -166,6 +166,13 @@ class KnownRulesSource(TrainSource):
     def state_dict(self) -> dict[str, Any]:
         return self.curriculum.state_dict() if self.has_curriculum else {}
 
+    def joined_states(self, states: Sequence[dict[str, Any]], rank: int) -> dict[str, Any]:
+        """The first rank takes over what all have counted since the last measurement."""
+        if not states[0]:
+            return states[0]
+        totals = torch.stack([state["totals"].cpu() for state in states]).sum(dim=0)
+        return {**states[0], "totals": totals if rank == 0 else torch.zeros_like(totals)}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.curriculum.load_state_dict(state)
 

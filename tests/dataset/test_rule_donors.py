@@ -9,7 +9,7 @@ import pytest
 
 from dataset.build_known_rules import DONORS, FIXED_SET, draw_tasks
 from dataset.known_rules.color_families import cycle_lengths, is_drawn
-from dataset.known_rules.family import RuleSplit, TaskSettings
+from dataset.known_rules.family import RuleSplit, TaskSettings, shows
 from dataset.known_rules.generator import FAMILIES, KnownTask, draw_donor, draw_task, generator_of, visible_rule
 from dataset.store import ManifestPuzzle, PuzzleRule
 from tests.dataset.rule_oracles import ORACLES, turn
@@ -57,10 +57,33 @@ def test_a_donor_is_of_the_split_of_its_task(name: str) -> None:
     assert not trained & set(donated)
 
 
-def shows(name: str, rule: tuple[int, ...], grids: list[list[list[int]]]) -> bool:
-    """Whether the rule changes the query, which is the last, and a demonstration."""
-    *demos, query = (ORACLES[name](rule, grid) != grid for grid in grids)
-    return query and any(demos)
+@pytest.mark.parametrize("name", ["mirror", "dihedral", "crop", "count", "gravity"])
+def test_a_donor_has_the_sizes_of_the_task_where_one_has(name: str) -> None:
+    """Where it has not, no other rule of the family that shows on the inputs has either."""
+    family, of_same_sizes = FAMILIES[name], 0
+    for task, donated in tasks_with_donors(replace(ALL, families=(name,)), "held_out", 12):
+        shapes = [output.shape for _, output in task.pairs]
+        if [output.shape for _, output in donated.pairs] == shapes:
+            of_same_sizes += 1
+            continue
+        for rule in family.rules(ALL):
+            pairs = tuple((grid, family.apply(rule, grid)) for grid, _ in task.pairs)
+            of_its_sizes = rule != task.rule and [output.shape for _, output in pairs] == shapes
+            is_other = pairs[-1][1].tolist() != task.pairs[-1][1].tolist()
+            assert not (of_its_sizes and is_other and shows(pairs) and family.is_well_posed(ALL, rule, pairs))
+    assert of_same_sizes >= {"count": 0, "crop": 0}.get(name, 9)
+
+
+def test_a_donors_outputs_fit_the_canvas() -> None:
+    """Of two colours on large grids a donor's has more cells than a row can count."""
+    options = TaskSettings(("count",), sides=(9, 12), colors=2)
+    for _, donated in tasks_with_donors(options, "held_out", 12):
+        assert all(max(output.shape) <= 30 for _, output in donated.pairs)
+
+
+def changes_all(name: str, rule: tuple[int, ...], grids: list[list[list[int]]]) -> bool:
+    """Whether the rule changes every grid."""
+    return all(ORACLES[name](rule, grid) != grid for grid in grids)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "permutation" not in name])
@@ -71,7 +94,7 @@ def test_chance_is_the_share_of_rules_that_give_the_answer(name: str) -> None:
         colors = {int(color) for grid in grids for color in grid.ravel()}
         possible = [rule for rule in rules.rules(FEW_COLORS) if rules.is_held_out(rule) or name not in BY_RULE]
         possible = [rule for rule in possible if name not in objects or rule[0] in colors]
-        possible = [rule for rule in possible if shows(name, rule, [grid.tolist() for grid in grids])]
+        possible = [rule for rule in possible if changes_all(name, rule, [grid.tolist() for grid in grids])]
         (query,) = task.test
         assert query.output is not None
         right = [ORACLES[name](rule, query.input.tolist()) == query.output.tolist() for rule in possible]

@@ -279,9 +279,9 @@ def test_a_checkpoint_from_before_a_key_existed_goes_on_with_the_keys_default(
     checkpoint = open_checkpoint(run)
     old = {key: value for key, value in checkpoint.config.items() if key not in ("optimizer", "muon_lr")}
     checkpoint = replace(checkpoint, config=old)
-    assert config_differences(config, checkpoint, store.metadata) == {}
+    assert config_differences(config, checkpoint, store.metadata.sha256) == {}
     changed = shrunk_config(*SHORT, "optimizer=muon")
-    found = config_differences(changed, checkpoint, store.metadata)
+    found = config_differences(changed, checkpoint, store.metadata.sha256)
     assert found == {"optimizer": "optimizer was adam_atan2 and is muon"}
 
 
@@ -301,6 +301,30 @@ def test_another_data_set_under_the_same_path_is_refused(
     shutil.rmtree(data)
     shutil.copytree(toy_dataset(num_aug=4, seed=1), data)
     with pytest.raises(ConfigError, match="data_paths"):
+        fit(config, ranks)
+
+
+def test_training_data_beside_those_of_the_evaluation_are_known_again(
+    toy_dataset: Callable[..., Path], shrunk_config: Config, ranks: Ranks, tmp_path: Path
+) -> None:
+    trained, evaluated = tmp_path / "trained", tmp_path / "evaluated"
+    shutil.copytree(toy_dataset(num_aug=4), trained)
+    shutil.copytree(toy_dataset(num_aug=2, seed=2), evaluated)
+    options = (
+        "data=rearc",
+        f"data.data_paths=[{trained}]",
+        "data.demos=[1,2]",
+        "data.epoch_batches=2",
+        "log_interval=4",
+    )
+    config = shrunk_config(*options, "data.num_batches=4", f"data_paths=[{evaluated}]", "+run_name=run")
+    fit(config, ranks)
+    cut_back(run_folder(config), 2)
+    fit(config, ranks)
+    assert open_checkpoint(run_folder(config)).step == 4
+    shutil.rmtree(trained)
+    shutil.copytree(toy_dataset(num_aug=4, seed=1), trained)
+    with pytest.raises(ConfigError, match=f"data_paths: {trained}/.* is not what it was"):
         fit(config, ranks)
 
 
@@ -335,7 +359,7 @@ def test_a_first_start_has_its_folder_from_the_moment_it_looks(
 ) -> None:
     """Not only from the moment at which it makes one: another may have done so meanwhile."""
     config = shrunk_config("+run_name=run")
-    assert claim_run_folder(config, store.metadata) is None
+    assert claim_run_folder(config, store.metadata.sha256) is None
     run = run_folder(config)
     code = f"from pathlib import Path; from utils.run_lock import lock_folder; lock_folder(Path('{run}'))"
     environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin"}
