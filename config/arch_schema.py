@@ -321,9 +321,10 @@ class EtrmtrmArch(EncoderArch):
         unused = super().unused_keys()
         chosen = f"arch.recurrent_encoder_type={self.recurrent_encoder_type}"
         if self.recurrent_encoder_type == "in_context":
-            why = f"{chosen} moves on with the decoder's H cycles, of which the last has a gradient"
+            why = f"{chosen} moves on with the decoder's H cycles; arch.grad_cycles says how many have a gradient"
             unused |= self._unused_in_context(chosen, ENCODER_LAYER_KEYS)
-            return unused | dict.fromkeys(("encoder_h_cycles", "encoder_grad_cycles", "encoder_memory"), why)
+            unused["encoder_memory"] = f"{chosen} keeps the cells of all pairs themselves"
+            return unused | dict.fromkeys(("encoder_h_cycles", "encoder_grad_cycles"), why)
         unused |= dict.fromkeys(CONTEXT_KEYS, f"{chosen} does not read it; in_context does")
         if self.encoder_memory == "cells":
             unused["encoder_pooling_method"] = "arch.encoder_memory=cells pools nothing"

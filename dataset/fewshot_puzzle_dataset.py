@@ -122,6 +122,7 @@ class FewshotEvalDataset(Dataset[Batch]):
         self.mine = np.arange(rank, len(self.query_row), world_size)
         self.batch_tokens = batch_tokens
         self.bounds = self.bounds_of(self.mine)
+        self._refuse_shortened_rules()
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -157,6 +158,25 @@ class FewshotEvalDataset(Dataset[Batch]):
         counts = self.limit.apply(self._first_demos(first))[1]
         ids = self.store.metadata.puzzle_ids
         return {ids[self.puzzles[row]]: int(count) for row, count in zip(rows, counts, strict=True) if count}
+
+    def _refuse_shortened_rules(self) -> None:
+        """Where a rule is known the demonstrations show it all together: less may be a task without an answer.
+
+        Raises:
+            DatasetError: names a puzzle, what leaves demonstrations out of it, and what would not.
+        """
+        known = [p for p in self.puzzles.tolist() if self.store.manifest.puzzles[p].rule is not None]
+        if not known:
+            return
+        ids, why = self.store.metadata.puzzle_ids, "shows a known rule, of whose demonstrations none may be left out"
+        demos = self.store.puzzle_demos[known]
+        if (most := int(demos.max())) > self.max_demos:
+            raise DatasetError(
+                f"max_demos={self.max_demos}: puzzle '{ids[known[int(demos.argmax())]]}' {why}: give {most}"
+            )
+        left_out = self.left_out()
+        if name := next((ids[p] for p in known if ids[p] in left_out), None):
+            raise DatasetError(f"max_context_tokens={self.limit.most}: puzzle '{name}' {why}: give more")
 
     def _first_demos(self, indices: Int64[np.ndarray, " batch"]) -> Int64[np.ndarray, "batch demos"]:
         """The first demonstrations of the queries' tasks; those that the limit never lets in come last."""

@@ -1,6 +1,7 @@
 """`max_context_tokens`: whole demonstrations are left out, in training, in evaluation and when solving, and counted."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ import torch
 
 from config.schema import ConfigError, TrainConfig, run_folder
 from dataset.batches import Batch
+from dataset.build_known_rules import build_known_rules
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset, FewshotTrainDataset
-from dataset.store import DatasetError, PuzzleStore
+from dataset.known_rules.family import TaskSettings
+from dataset.store import DatasetError, PuzzleStore, load_store
 from tests.processes import log_lines
 from training.loop import fit
 from training.setup import create_trainer
@@ -88,6 +91,20 @@ def test_known_rules_are_not_shortened(shrunk_config: Config, ranks: Ranks) -> N
     config = shrunk_config(*rules, "data.demos=[2,3]", "max_context_tokens=53", "max_eval_groups=1")
     with pytest.raises(DatasetError, match=r"have up to 54 cells, and none .* or max_context_tokens=54"):
         create_trainer(config, ranks)
+
+
+def test_nor_are_those_that_are_evaluated(tmp_path: Path) -> None:
+    build_known_rules(
+        tmp_path / "data", TaskSettings(("permutation",), (3, 3), demos=(3, 3)), train=0, held_out=2, seed=0
+    )
+    store = load_store(tmp_path / "data")
+    FewshotEvalDataset(store, batch_size=2, max_demos=3, max_context_tokens=54)
+    for limits, said in (
+        ({"max_context_tokens": 53}, "max_context_tokens=53"),
+        ({"max_demos": 2}, "max_demos=2: .* give 3"),
+    ):
+        with pytest.raises(DatasetError, match=said):
+            FewshotEvalDataset(store, batch_size=2, **limits)
 
 
 def test_training_and_evaluation_say_how_many_are_left_out(shrunk_config: Config, ranks: Ranks) -> None:

@@ -63,6 +63,10 @@ def test_an_absolute_path_is_told_alone(folders: tuple[Path, Path]) -> None:
     assert "there is one at" not in message
 
 
+def test_generators_that_are_held_out_are_built_with_the_others() -> None:
+    assert build_command(Path("data/rearc-generators")) == build_command(Path("data/rearc"))
+
+
 @pytest.mark.parametrize("name", config_names())
 def test_what_builds_the_data_of_a_config_is_what_the_makefile_and_the_readme_have(name: str) -> None:
     known = " ".join((ROOT / "Makefile").read_text().split() + (ROOT / "README.md").read_text().split())

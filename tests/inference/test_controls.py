@@ -1,6 +1,7 @@
 """Controls: what they make of a query, and that they tell a model that reads from one that does not."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,6 +27,7 @@ from models.canvas import task_canvas, with_canvas
 from models.encoders.base import EncoderOutput
 from models.losses import create_loss_head
 from models.recursive_reasoning.etrm import TRMWithEncoder
+from models.recursive_reasoning.joint import TRMWithJointEncoder
 from utils.distributed import Ranks
 
 Config = Callable[..., TrainConfig]
@@ -144,6 +146,44 @@ def test_a_zeroed_context_gives_the_same_figures_with_right_and_donors_demonstra
         assert blind[key.format(control)] == blind[key.format("right")], control
         assert control == "order" or seeing[key.format(control)] != seeing[key.format("right")], control
     assert blind[GAIN] == 0
+
+
+ETRM, ETRMTRM = "cfg_pretrain_etrm_arc_agi_1", "cfg_pretrain_etrmtrm_arc_agi_1"
+
+
+@pytest.mark.parametrize(
+    ("kind", "config_name", "overrides"),
+    [
+        (TRMWithEncoder, ETRM, ()),
+        (TRMWithEncoder, ETRM, ("arch.encoder_type=in_context",)),
+        (TRMWithEncoder, ETRM, ("arch.encoder_type=in_context", "arch.context_mode=read")),
+        (TRMWithJointEncoder, ETRMTRM, ("arch.recurrent_encoder_type=in_context",)),
+    ],
+)
+def test_where_the_context_is_zeroed_the_logits_are_equal_under_exchanged_demonstrations(
+    shrunk_config: Config, permutations: PuzzleStore, kind: Any, config_name: str, overrides: tuple[str, ...]
+) -> None:
+    class Zeroed(kind):
+        def encode(self, data: Batch) -> EncoderOutput:
+            found = super().encode(data)
+            return replace(found, context=torch.zeros_like(found.context))
+
+    arch = shrunk_config(*TINY, *overrides, config_name=config_name).arch
+    dataset = FewshotEvalDataset(permutations, batch_size=8, max_demos=4)
+    queries = np.arange(8)
+    batch = dataset.queries(queries)
+    donated = Donors(dataset, DEMONSTRATION_KEYS).of(batch, queries, [np.random.default_rng(q) for q in queries])
+    assert donated.same_size.all()
+    found = []
+    for model in (Zeroed, kind):
+        torch.manual_seed(0)
+        reasoner = model(arch).eval()
+        with torch.no_grad():
+            for asked in (batch, donated.control.batch):
+                *_, outputs = reasoner.rollout({key: asked[key] for key in batch if key != "query_indices"})
+                found.append(outputs["logits"])
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[2], found[3])
 
 
 def test_the_right_figures_are_those_of_the_evaluation(shrunk_config: Config, rules: PuzzleStore) -> None:
