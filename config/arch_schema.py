@@ -274,6 +274,10 @@ class EtrmArch(EncoderArch):
         if self.encoder_type == "in_context":
             layers = () if self.context_mode == "read" else ENCODER_LAYER_KEYS
             keys = self._unused_in_context(f"{chosen} with arch.context_mode={self.context_mode}", layers)
+            if layers == () and self.qk_norm_gain:
+                keys["encoder_qk_norm"] = (
+                    "arch.qk_norm_gain=true norms the queries and keys of the encoder's blocks too"
+                )
             return unused | keys | dict.fromkeys(("encoder_set_layers", "lpn_latent_dim"), f"{chosen} does not read it")
         for key in ("context_mode", *CONTEXT_KEYS):
             unused[key] = f"{chosen} does not read it; in_context does"

@@ -33,10 +33,14 @@ class DataConfig(Section):
 
 
 class FewshotData(DataConfig):
-    """Puzzles of a store, each query with demonstrations."""
+    """Puzzles of a store, each query with demonstrations.
+
+    versions: so many samples of a puzzle stand side by side, each in another version of it.
+    """
 
     name: Literal["fewshot"]
     translate: bool = True
+    versions: Positive = 1
 
 
 class PuzzleIdData(DataConfig):

@@ -23,13 +23,15 @@ PairChoice = tuple[Bool[np.ndarray, "puzzles pairs"], Bool[np.ndarray, "puzzles 
 
 
 class StoreTrainDataset(TrainSource):
-    """An epoch draws each puzzle once, with one augmentation and one query; batches run on across epochs.
+    """An epoch draws each puzzle once, with one augmentation and one query (or `versions` of each, next to each other);
+    batches run on across epochs.
 
     Args:
         puzzles: those that training draws from.
         max_demos, min_demos: each sample has a number of demonstrations drawn between them, as far as its puzzle has so
             many; without `min_demos` as many as there are, up to `max_demos`.
         max_context_tokens: see `dataset.context_limit`.
+        versions: samples of each puzzle that stand side by side; their augmentations differ where it has so many.
         translate: places grids anywhere on their canvases, one of each sample at (0, 0); else all of them there.
 
     Raises:
@@ -47,6 +49,7 @@ class StoreTrainDataset(TrainSource):
         max_demos: int = 10,
         min_demos: int | None = None,
         max_context_tokens: int | None = None,
+        versions: int = 1,
         translate: bool = True,
         rank: int = 0,
         world_size: int = 1,
@@ -62,10 +65,15 @@ class StoreTrainDataset(TrainSource):
         self.too_long = self.limit.too_long(self.pairs.index)
         if global_batch_size % world_size:
             raise DatasetError(f"global_batch_size={global_batch_size} is not a multiple of {world_size} ranks")
-        self.global_batch_size = global_batch_size
-        self.num_batches = epochs * len(puzzles) // global_batch_size
+        if global_batch_size // world_size % versions:
+            raise DatasetError(
+                f"data.versions={versions}: those of a puzzle stand side by side, so that each of {world_size} ranks "
+                f"must have a multiple of as many samples; global_batch_size={global_batch_size}"
+            )
+        self.global_batch_size, self.versions = global_batch_size, versions
+        samples = epochs * self.epoch_samples
+        self.num_batches = samples // global_batch_size
         if not self.num_batches:
-            samples = epochs * len(puzzles)
             raise DatasetError(
                 f"epochs={epochs} of {len(puzzles)} puzzles are {samples} samples: "
                 f"less than one batch of global_batch_size={global_batch_size}"
@@ -92,8 +100,12 @@ class StoreTrainDataset(TrainSource):
     def __len__(self) -> int:
         return self.num_batches
 
+    @property
+    def epoch_samples(self) -> int:
+        return len(self.puzzles) * self.versions
+
     def epoch_of(self, num_batches: int) -> int:
-        return num_batches * self.global_batch_size // len(self.puzzles)
+        return num_batches * self.global_batch_size // self.epoch_samples
 
     @property
     def description(self) -> str:
@@ -122,22 +134,27 @@ class StoreTrainDataset(TrainSource):
             datasets=store.metadata.sha256,
         )
 
-    def _draw_epoch(self, epoch: int) -> tuple[Int64[np.ndarray, " puzzles"], Float64[np.ndarray, "puzzles draws"]]:
-        """The epoch's order of puzzles, and a row of uniform numbers for each of them."""
+    def _draw_epoch(self, epoch: int) -> tuple[Int64[np.ndarray, " puzzles"], Float64[np.ndarray, "samples draws"]]:
+        """The epoch's order of puzzles, and a row of uniform numbers for each version of each puzzle; those of a puzzle
+        follow one another, the first numbers of its rows evenly spread from the first one on."""
         rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, epoch], dtype=np.uint64)))
         draws = 3 + self.pairs.index.shape[1] + 2 * (self.max_demos + 1) + (self.min_demos is not None)
-        return rng.permutation(len(self.puzzles)), rng.random((len(self.puzzles), draws))
+        order, table = rng.permutation(len(self.puzzles)), rng.random((self.epoch_samples, draws))
+        of_versions = table.reshape(-1, self.versions, draws)
+        of_versions[..., 0] = (of_versions[:, :1, 0] + np.arange(self.versions) / self.versions) % 1.0
+        return order, table
 
     def _draws(self, number: int) -> tuple[Int64[np.ndarray, " batch"], Float64[np.ndarray, "batch draws"]]:
         """The puzzles of a batch (rows of `puzzles`), and a row of uniform numbers for each."""
         if not 0 <= number < len(self):
             raise IndexError(f"batch {number} of {len(self)}")
-        epochs, positions = np.divmod(number * self.global_batch_size + self.slots, len(self.puzzles))
+        epochs, positions = np.divmod(number * self.global_batch_size + self.slots, self.epoch_samples)
         rows, draws = [], []
         for epoch in np.unique(epochs):
             order, table = self._epoch_table(int(epoch))
-            rows.append(order[positions[epochs == epoch]])
-            draws.append(table[rows[-1]])
+            place, version = np.divmod(positions[epochs == epoch], self.versions)
+            rows.append(order[place])
+            draws.append(table[rows[-1] * self.versions + version])
         return np.concatenate(rows), np.concatenate(draws)
 
     def __getitem__(self, number: int) -> Batch:

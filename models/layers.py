@@ -354,9 +354,16 @@ class ReadingBlock(TransformerBlock):
     """Self-attention, cross-attention to a memory, and SwiGLU, each a post-norm residual branch."""
 
     def __init__(
-        self, hidden_size: int, num_heads: int, expansion: float, residual_scale: float = 1.0, grid_conv: bool = False
+        self,
+        hidden_size: int,
+        num_heads: int,
+        expansion: float,
+        residual_scale: float = 1.0,
+        qk_gain: bool = False,
+        grid_conv: bool = False,
     ):
-        super().__init__(hidden_size, num_heads, expansion, residual_scale=residual_scale, grid_conv=grid_conv)
+        options = {"residual_scale": residual_scale, "qk_gain": qk_gain, "grid_conv": grid_conv}
+        super().__init__(hidden_size, num_heads, expansion, **options)
         self.cross_attn = CrossAttention(hidden_size, num_heads)
         self.cross_residual = Residual(hidden_size, residual_scale=residual_scale)
 

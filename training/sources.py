@@ -41,6 +41,7 @@ def fewshot(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> FewshotTra
         query_sampling=config.query_sampling,
         min_demos=config.min_demos,
         translate=config.data.translate,
+        versions=config.data.versions,
         max_context_tokens=config.max_context_tokens,
         **_store_options(config, ranks),
     )

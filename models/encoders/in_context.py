@@ -46,6 +46,7 @@ class EvidenceBlocks(nn.Module):
         super().__init__()
         hidden, heads = config.hidden_size, config.num_heads
         self.scope, self.is_pre_norm = config.context_attention, config.encoder_norm_style == "pre"
+        self.grid_conv = config.grid_conv
         self.layers = nn.ModuleList(
             TransformerBlock(
                 hidden,
@@ -54,6 +55,8 @@ class EvidenceBlocks(nn.Module):
                 config.encoder_norm_style,
                 config.encoder_layer_scale_init,
                 config.encoder_qk_norm,
+                qk_gain=config.qk_norm_gain,
+                grid_conv=config.grid_conv,
             )
             for _ in range(config.encoder_num_layers)
         )
@@ -63,7 +66,7 @@ class EvidenceBlocks(nn.Module):
 
     def forward(self, tokens: EncoderOutput) -> EncoderOutput:
         """The tokens after the blocks; the first one, which is no cell, as it is."""
-        packing = evidence_packing(tokens, self.scope)
+        packing = evidence_packing(tokens, self.scope, grid_conv=self.grid_conv)
         places = packing.gather(self.position_encoding.of_tokens(*tokens.places)[:, 1:])
         cells = tokens.context[:, 1:]
         x, rotary = placed(self.position_encoding, packed_cells(tokens, packing, self.coordinates), places)

@@ -51,7 +51,14 @@ class InContextRecurrentEncoder(CellTokens):
         self.embed_cells(config)
         hidden, heads = config.hidden_size, config.num_heads
         self.L_enc = nn.ModuleList(
-            ReadingBlock(hidden, heads, config.expansion, config.encoder_residual_scale, config.grid_conv)
+            ReadingBlock(
+                hidden,
+                heads,
+                config.expansion,
+                config.encoder_residual_scale,
+                config.qk_norm_gain,
+                config.grid_conv,
+            )
             for _ in range(config.encoder_l_layers)
         )
         self.position_encoding = create_position_encoding(config.pos_encodings, hidden, heads, config.num_positions)

@@ -240,6 +240,31 @@ def test_every_epoch_draws_each_puzzle_once_also_where_batches_straddle_epochs(
         assert len({tuple(epoch) for epoch in whole}) > len(whole) // 2, "epochs come in one order"
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_versions_of_a_puzzle_stand_side_by_side(store: PuzzleStore, world_size: int) -> None:
+    options: dict[str, Any] = {"global_batch_size": 12, "versions": 3, "world_size": world_size}
+    ranks = [train_data(store, rank=rank, **options) for rank in range(world_size)]
+    seen: Counter[int] = Counter()
+    for number in range(7):  # of four puzzles each: four epochs of seven
+        batch = {
+            key: torch.cat([data[number][key] for data in ranks]) for key in ("puzzle_groups", "puzzle_identifiers")
+        }
+        groups, identifiers = (value.view(4, 3) for value in batch.values())
+        assert (groups == groups[:, :1]).all()
+        for puzzle, numbers in zip(groups[:, 0].tolist(), identifiers.tolist(), strict=True):
+            first, last = store.puzzle_augmentations[puzzle : puzzle + 2].tolist()
+            assert len({*numbers}) == min(3, last - first)
+        seen.update(groups.flatten().tolist())
+    assert {*seen.values()} == {4 * 3}
+    assert ranks[0].epoch_of(7) == 4
+    assert len(ranks[0]) == 20 * 7 * 3 // 12
+
+
+def test_versions_that_would_be_torn_apart_are_refused(store: PuzzleStore) -> None:
+    with pytest.raises(DatasetError, match=r"data.versions=4: .* global_batch_size=6"):
+        train_data(store, versions=4)
+
+
 @pytest.mark.parametrize(("epochs", "puzzles", "batch_size"), [(20, 7, 6), (1, 7, 7), (3, 5, 15), (5, 3, 4), (9, 1, 2)])
 def test_the_length_is_the_number_of_whole_batches_in_all_epochs(
     store: PuzzleStore, epochs: int, puzzles: int, batch_size: int

@@ -36,7 +36,11 @@ SYSTEMS = [
     pytest.param(("arch.grid_coordinates=both", "arch.pos_encodings=rope2d", "arch.query_as_context=true"), id="grid"),
     pytest.param(("arch.pos_encodings=learned", "arch.context_tokens=one"), id="learned places, one token"),
     pytest.param(
-        ("arch.context_mode=read", "arch.context_attention=alternate", "arch.encoder_layer_scale_init=0.5"), id="read"
+        (
+            *("arch.context_mode=read", "arch.context_attention=alternate", "arch.encoder_layer_scale_init=0.5"),
+            *("arch.qk_norm_gain=true", "arch.grid_conv=true"),
+        ),
+        id="read",
     ),
 ]
 

@@ -13,6 +13,7 @@ from dataset.batches import Batch
 from dataset.store import PuzzleStore
 from models import create_model
 from models.grid_conv import GridConv, with_neighbours
+from models.layers import SelfAttention
 from models.losses import create_loss_head
 from models.packing import pack
 from tests.models.test_in_context import naive_context
@@ -36,7 +37,7 @@ SYSTEMS = [
     pytest.param(HYBRID, ("arch.text_hidden_size=24",), id="hybrid"),
 ]
 # Those whose demonstrations' cells are rows of a network with convolutions.
-WITH_CELLS = [SYSTEMS[2], SYSTEMS[3], SYSTEMS[7]]
+WITH_CELLS = [SYSTEMS[number] for number in (2, 3, 4, 7)]
 
 
 def made(load: Load, store: PuzzleStore, name: str, *overrides: str) -> tuple[Any, Any]:
@@ -121,6 +122,24 @@ def test_at_the_start_logits_are_those_without_it_bit_for_bit_and_it_gets_a_grad
     for weight in convs.values():
         assert weight.grad is not None
         assert (weight.grad != 0).any(1).all()
+
+
+@pytest.mark.parametrize(("name", "overrides"), WITH_CELLS)
+def test_every_block_over_cells_has_it_and_gains_of_its_heads(
+    shrunk_config: Load, store: PuzzleStore, batch: Batch, name: str, overrides: tuple[str, ...]
+) -> None:
+    model, head = made(shrunk_config, store, name, *overrides, CONV, "arch.qk_norm_gain=true")
+    torch.manual_seed(1)
+    carry, _, _, _ = head(model.initial_carry(batch), batch)
+    _, loss, _, _ = head(carry, batch)
+    loss.backward()
+    blocks = {n.removesuffix(".self_attn") for n, m in model.named_modules() if isinstance(m, SelfAttention)}
+    own = dict(model.named_parameters())
+    for block in blocks:
+        for part in ("self_attn.gain", "grid_conv.weight"):
+            grad = own[f"{block}.{part}"].grad
+            assert grad is not None, (block, part)
+            assert grad.any(), (block, part)
 
 
 def naive_neighbours(places: list[tuple[int, ...] | None]) -> list[list[tuple[int, ...] | None]]:
