@@ -182,7 +182,7 @@ CASES = {
         ),
     ),
     "data.translate": replace(RULES, values=("false", "true"), given=(*RULES.given, "arch.canvas=full")),
-    "data.versions": Case(("1", "2"), "losses", keeps=("parameters",)),
+    "data.versions": Case(("1", "2"), "losses", keeps=("parameters",), given=("data=fewshot",)),
     "data.curriculum": replace(RULES, values=("[]", "[{{families:[permutation],levels:[{{sides:[5,5]}}]}}]")),
     "data.at_once": replace(FOLLOWED, values=("1", "2")),
     # As long as nothing is measured, patience alone lets a family begin.
