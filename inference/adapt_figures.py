@@ -8,7 +8,7 @@ import numpy as np
 
 from dataset.arc_tasks import Task
 from dataset.splits import pair_hashes
-from dataset.trained_on import TrainedOn
+from dataset.trained_on import TrainedOn, is_of_seen_rule
 from evaluators.arc import NO_PREDICTION, NUM_ATTEMPTS, PASS_KS, Submission, pass_metrics
 from inference.adapt import FAILED
 from inference.adapt_answers import Votes, answer_of
@@ -37,9 +37,13 @@ def credits_of(tasks: Sequence[Task], votes: Sequence[Votes]) -> Credits:
 
 
 def contaminated_puzzles(tasks: Sequence[Task], seen: TrainedOn) -> list[str]:
-    """Ids of the tasks that share a pair with what the base saw; all of them where that is unknown."""
-    pairs = frozenset(seen.pair_hashes)
-    return [task.id for task in tasks if seen.unknown_origin or not pairs.isdisjoint(pair_hashes(task))]
+    """Ids of the tasks that share a pair or a rule with what the base saw; all of them where that is unknown."""
+    pairs, puzzles = frozenset(seen.pair_hashes), seen.puzzle_ids
+    return [
+        task.id
+        for task in tasks
+        if seen.unknown_origin or not pairs.isdisjoint(pair_hashes(task)) or is_of_seen_rule(task.id, puzzles)
+    ]
 
 
 def figures(

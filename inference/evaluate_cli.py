@@ -95,6 +95,7 @@ def evaluate_checkpoint(
             ranks,
             seen_pairs=seen.pair_hashes,
             unknown_origin=bool(seen.unknown_origin),
+            seen_puzzles=seen.puzzle_ids,
             controls=create_controls(config, head, data, ranks),
         )
 

@@ -166,6 +166,7 @@ def evaluate(
     evaluator: str | None = "arc@ARC",
     seen_pairs: Collection[str] = (),
     unknown_origin: bool = False,
+    seen_puzzles: Collection[str] = (),
     workers: int = 0,
     description: str = "evaluate",
     stop: Any = False,
@@ -185,7 +186,7 @@ def evaluate(
     model = head.model
     was_training = model.training
     model.eval()
-    voting = None if evaluator is None else EVALUATORS[evaluator](dataset, seen_pairs, unknown_origin)
+    voting = None if evaluator is None else EVALUATORS[evaluator](dataset, seen_pairs, unknown_origin, seen_puzzles)
     measures = Measures(model.max_steps, ranks.device)
     began = time.perf_counter()
     batches = iterate(dataset, workers=workers, pin_memory=ranks.device.type == "cuda", what="the queries")

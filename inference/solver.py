@@ -251,7 +251,7 @@ class Solver:
         head = create_loss_head(self.config.arch, self.model)
         results = evaluate(head, data, self.ranks, description="solve").results
         seen = self.checkpoint.trained_on
-        voting = ARC(data, seen.pair_hashes, bool(seen.unknown_origin))
+        voting = ARC(data, seen.pair_hashes, bool(seen.unknown_origin), seen.puzzle_ids)
         traces = with_votes(self.trace(data, plain_queries(data)), data, results)
         solutions = self._solutions(tasks, data.store, traces, attempts, voting.contaminated_puzzles())
         return solutions, voting.submission(results, attempts)

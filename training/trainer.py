@@ -173,6 +173,7 @@ class Trainer:
                 evaluator=self.config.evaluator,
                 seen_pairs=self.trained_on.pair_hashes,
                 unknown_origin=bool(self.trained_on.unknown_origin),
+                seen_puzzles=self.trained_on.puzzle_ids,
                 workers=self.config.data_workers,
                 description=description,
                 stop=self.stop,

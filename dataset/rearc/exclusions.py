@@ -13,7 +13,6 @@ from dataset.grids import CANVAS_SIDE
 EXCLUSIONS_FILE = Path(__file__).with_name("exclusions.json")
 HELD_OUT_SHARE = 0.1  # of the generators
 Reason = Literal["overlap", "solves", "solved"]
-HELD_OUT_GENERATORS = "held_out_generators"  # in the place of a subset
 
 
 class Exclusion(BaseModel):

@@ -27,7 +27,6 @@ from dataset.build_arc_dataset import add_source_option
 from dataset.grids import CANVAS_SIDE
 from dataset.rearc.exclusions import (
     EXCLUSIONS_FILE,
-    HELD_OUT_GENERATORS,
     Exclusion,
     Reason,
     is_held_out,
@@ -39,6 +38,7 @@ from dataset.rearc.solving import Problem, Traits
 from dataset.splits import split_tasks
 from dataset.store import DatasetError
 from dataset.subsets import load_subset
+from dataset.trained_on import HELD_OUT_GENERATORS
 from utils.files import write_file
 from utils.program import run_program
 

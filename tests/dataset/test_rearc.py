@@ -11,13 +11,14 @@ import pytest
 from dataset.arc_tasks import Pair, Task
 from dataset.augment import apply_dihedral
 from dataset.build_rearc import RearcSettings, build_rearc, main
-from dataset.rearc.exclusions import HELD_OUT_GENERATORS, Exclusions, is_held_out, read_exclusions
+from dataset.rearc.exclusions import Exclusions, is_held_out, read_exclusions
 from dataset.rearc.package import PACKAGE, Rearc, load_rearc
 from dataset.rearc.pairs import as_tuples, numbered_pair
 from dataset.rearc.scan import Scanner, overlaps, sample_pairs
 from dataset.rearc.solving import Problem
 from dataset.store import ARRAY_FIELDS, DatasetError, PuzzleStore, load_store
 from dataset.subsets import load_subset
+from dataset.trained_on import HELD_OUT_GENERATORS
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("reasoning_gym") is None, reason="make rearc installs RE-ARC")
 SMALL = RearcSettings(pairs=6, tasks=1, demos=2, num_aug=3)

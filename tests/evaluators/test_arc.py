@@ -18,6 +18,7 @@ from dataset.build_arc_dataset import build_dataset
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.grids import place_grid
 from dataset.store import PuzzleStore, load_store
+from dataset.trained_on import is_of_seen_rule
 from evaluators.arc import ARC, PASS_KS, wilson_interval
 
 WILSON_Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
@@ -343,6 +344,22 @@ def test_puzzles_seen_in_training_are_counted_and_named_in_every_metric(own: Few
     assert not any(name.startswith("ARC/pass@") for name in metrics)
     for k, suffix in itertools.product(PASS_KS, ("", "_solved", "_low", "_high")):
         assert metrics[f"ARC/contaminated_pass@{k}{suffix}"] == clean_metrics[f"ARC/pass@{k}{suffix}"]
+
+
+@pytest.mark.parametrize(
+    ("puzzle", "trained", "known"),
+    [
+        ("held_out_generators/1f0c79e5/0", ("a", "1f0c79e5"), True),
+        ("held_out_generators/1f0c79e5/1", ("training/1f0c79e5",), True),
+        ("held_out_generators/1f0c79e5/1", ("1f0c79e6", "rearc/00d62c1b"), False),
+        ("rearc_new_instances/1f0c79e5/0", ("rearc/1f0c79e5", "1f0c79e5"), False),
+        ("1f0c79e5", ("1f0c79e5",), False),
+    ],
+)
+def test_a_generator_is_not_held_out_whole_where_its_own_task_was_trained_on(
+    puzzle: str, trained: tuple[str, ...], known: bool
+) -> None:
+    assert is_of_seen_rule(puzzle, trained) == known
 
 
 def test_only_puzzles_that_are_evaluated_can_be_contaminated(own_store: PuzzleStore) -> None:

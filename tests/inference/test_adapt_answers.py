@@ -143,6 +143,8 @@ def test_figures_are_contaminated_where_the_base_saw_a_pair_and_not_by_adapting(
     assert contaminated_puzzles(tasks, TrainedOn(unknown_origin=("weights.pt",))) == ["a", "b"]
     metrics = figures(tasks, [answered("a", BASE), answered("b", BASE)], seen, AdaptOptions(), None)
     assert metrics["ARC/contaminated_adapted_pass@1"] == 0.5
+    generated = [replace(tasks[0], id="held_out_generators/a/0")]
+    assert contaminated_puzzles(generated, TrainedOn(puzzle_ids=("training/a",))) == ["held_out_generators/a/0"]
     assert not any(name.startswith("ARC/adapted") for name in metrics)
 
 
