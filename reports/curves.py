@@ -9,6 +9,8 @@ from itertools import takewhile
 import numpy as np
 from jaxtyping import Float
 
+from dataset.known_rules.generator import FAMILIES
+from dataset.sources import LESSONS_READ
 from reports.compare import COLORS, model_name
 from reports.run_reader import Run
 from reports.tables import flat_config
@@ -26,7 +28,8 @@ PANELS = (
     ("train/exact_accuracy", "Training exact match", True),
     ("eval/accuracy", "Held-out token accuracy", True),
     ("eval/reading_gain", "Reading gain: exact match, right minus donor's", False),
-    ("train/lessons_read", "Lessons of the curriculum that are read", False),
+    (LESSONS_READ, "Lessons of the curriculum that are read", False),
+    *((f"{LESSONS_READ}/{family}", f"Lessons read: {family}", False) for family in FAMILIES),
     ("train/steps", "ACT steps until halting", False),
     ("train/q_halt_accuracy", "q_halt accuracy", True),
     ("train/encoder_cross_sample_var", "Encoder variance over samples", False),

@@ -18,7 +18,7 @@ from jinja2 import FileSystemLoader
 
 from config.schema import TrainConfig
 from inference.puzzle_results import PuzzleResults
-from reports.curves import MAX_POINTS, bucket_curve, nice_ticks, seed_groups
+from reports.curves import MAX_POINTS, bucket_curve, draw_panels, nice_ticks, seed_groups
 from reports.observers import RUN_OBSERVERS
 from reports.pages import templates
 from reports.report import load_runs, main, write_report
@@ -104,6 +104,15 @@ def test_only_the_config_keys_in_which_runs_differ_are_shown(tmp_path: Path) -> 
     assert [[cell.text for cell in row] for row in table.rows] == [["one", "false", "–"], ["two", "true", "0.1"]]
     same = write_synthetic_run(tmp_path / "same", freeze_encoder=False, run_name="same")
     assert differences_table(load_runs([one, same])) is None
+
+
+def test_a_curriculum_is_drawn_family_by_family(tmp_path: Path) -> None:
+    run = write_synthetic_run(tmp_path / "rules", run_name="rules")
+    rows = [{"step": step, "train/lessons_read": 2 * step, "train/lessons_read/scale": step} for step in (1, 2)]
+    write_lines(run / "metrics.jsonl", rows)
+    panels = {panel.title: panel for panel in draw_panels(seed_groups(load_runs([run])))}
+    assert panels.keys() == {"Lessons of the curriculum that are read", "Lessons read: scale"}
+    assert panels["Lessons read: scale"].lines[0].end == "2"
 
 
 def naive_bucket(values: dict[int, float], steps: list[int]) -> float | None:
