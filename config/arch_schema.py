@@ -22,6 +22,7 @@ from dataset.grids import SEQ_LEN
 EMBEDDED_TEXT_MODEL = "embedded"  # the small model that the extra [llm] brings along
 # What encoders read whose tokens are the demonstrations' cells, and the layers of those that encode pairs.
 CONTEXT_KEYS = ("context_tokens", "context_attention", "query_as_context")
+ForwardDtype = Literal["auto", "bfloat16", "float32"]
 ENCODER_LAYER_KEYS = ("encoder_num_layers", "encoder_norm_style", "encoder_layer_scale_init", "encoder_qk_norm")
 # What a batch tells of a puzzle beside the query.
 Condition = Literal["demonstrations", "puzzle identifiers", "texts"]
@@ -60,7 +61,7 @@ class ArchConfig(Section):
     mlp_t: bool
     pos_encodings: Literal["rope", "rope2d", "learned"] = "rope"  # configs of runs from before it existed are read
     grid_coordinates: Literal["none", "corner", "both"] = "none"
-    forward_dtype: Literal["auto", "bfloat16", "float32"]
+    forward_dtype: ForwardDtype
     canvas: Literal["task", "full"]
     halting: Literal["act", "fixed"]
     halt_max_steps: Positive

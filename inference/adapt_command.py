@@ -13,7 +13,7 @@ from inference.adapt_questions import refuse_without_room
 from inference.adapt_record import AdaptRecord
 from inference.adapt_stack import stack_refusal
 from inference.adapt_systems import refusal
-from inference.restore import config_of
+from inference.restore import config_of, in_dtype
 from utils import distributed
 from utils.distributed import Ranks
 from utils.run_lock import lock_folder, unlock_folder
@@ -36,7 +36,8 @@ def evaluate_adapted(arguments: argparse.Namespace, asked: Asked, ranks: Ranks) 
 
 
 def _evaluated(arguments: argparse.Namespace, asked: Asked, folder: Path, ranks: Ranks) -> dict[str, float]:
-    checkpoint = distributed.on_first_rank(lambda: open_checkpoint(arguments.checkpoint), ranks)
+    dtype = arguments.forward_dtype
+    checkpoint = distributed.on_first_rank(lambda: in_dtype(open_checkpoint(arguments.checkpoint), dtype), ranks)
     store, tasks = distributed.together(lambda: _asked_for(arguments, asked, checkpoint), ranks)
     work = Work(
         checkpoint=checkpoint,
@@ -49,7 +50,7 @@ def _evaluated(arguments: argparse.Namespace, asked: Asked, folder: Path, ranks:
         stack=arguments.stack,
     )
     record = AdaptRecord(folder)
-    settings = settings_of(work, tasks, arguments.split, store)
+    settings = settings_of(work, tasks, arguments.split, store) | {"forward_dtype": dtype}
     distributed.on_first_rank(lambda: record.open(settings), ranks)
     found = answer_all(work, tasks, record, ranks)
     curve_end = None if arguments.total_seconds is not None else asked.budget.seconds

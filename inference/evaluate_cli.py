@@ -20,7 +20,7 @@ from inference.adapt_options import AdaptError
 from inference.control_measures import create_controls
 from inference.control_table import control_table
 from inference.evaluation import Evaluation, evaluate
-from inference.restore import restore_model
+from inference.restore import add_dtype_argument, in_dtype, restore_model
 from inference.shipped import card_of
 from inference.task_latents import attach_latents
 from models.act import RecursiveReasoner
@@ -48,6 +48,7 @@ def evaluate_checkpoint(
     controls: bool | None = None,
     control_queries: int | None = None,
     device: str = "auto",
+    forward_dtype: str | None = None,
     ranks: Ranks | None = None,
 ) -> Evaluation:
     """Evaluate the newest checkpoint of a run, or one checkpoint, on a split of its data set.
@@ -60,6 +61,7 @@ def evaluate_checkpoint(
         data_paths: other data sets than the run's.
         controls, control_queries: ask the controls, and of how many queries at most (None: as the run does). There are
             none with `shuffle`.
+        forward_dtype: what is computed in (None: the run's own).
         ranks: divide the queries, each on its own device (None: this process alone on `device`).
 
     Raises:
@@ -67,7 +69,7 @@ def evaluate_checkpoint(
         OutOfMemory: with what to lower.
     """
     ranks = Ranks(0, 1, distributed.choose_device(device)) if ranks is None else ranks
-    checkpoint = distributed.on_first_rank(lambda: open_checkpoint(path), ranks)
+    checkpoint = distributed.on_first_rank(lambda: in_dtype(open_checkpoint(path), forward_dtype), ranks)
 
     def prepared() -> tuple[RecursiveReasoner, TrainConfig, FewshotEvalDataset]:
         paths = tuple(data_paths) or tuple(checkpoint.config["data_paths"])
@@ -210,6 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--control-queries", type=int, help="at most so many; default: the run's eval_control_queries")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add_dtype_argument(parser)
     _add_adaptation(parser)
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -241,6 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             data_paths=arguments.data_paths,
             controls=arguments.controls,
             control_queries=arguments.control_queries,
+            forward_dtype=arguments.forward_dtype,
             ranks=ranks,
         )
         if ranks.is_first:

@@ -1,16 +1,21 @@
 """A model from its checkpoint."""
 
-from typing import Any
+import argparse
+from dataclasses import replace
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from checkpoints.checkpoint import Checkpoint, CheckpointError, load_matching
+from config.arch_schema import ForwardDtype
 from config.schema import ConfigError, TrainConfig, validate_config
 from dataset.store import SplitManifest, describe
 from models import create_model
 from models.act import RecursiveReasoner
 from models.recursive_reasoning.trm import EMBEDDINGS
+
+FORWARD_DTYPES: tuple[str, ...] = get_args(ForwardDtype)
 
 
 def config_of(checkpoint: Checkpoint) -> TrainConfig:
@@ -23,6 +28,23 @@ def config_of(checkpoint: Checkpoint) -> TrainConfig:
         return validate_config(checkpoint.config)
     except ConfigError as error:
         raise CheckpointError(f"{checkpoint.path / 'config.yaml'}: {error}") from error
+
+
+def in_dtype(checkpoint: Checkpoint, forward_dtype: str | None) -> Checkpoint:
+    """The checkpoint as if its run had had this `arch.forward_dtype` (None: as it is); weights stay in float32."""
+    if forward_dtype is None:
+        return checkpoint
+    arch = {**checkpoint.config["arch"], "forward_dtype": forward_dtype}
+    return replace(checkpoint, config={**checkpoint.config, "arch": arch})
+
+
+def add_dtype_argument(parser: argparse.ArgumentParser) -> None:
+    """`--forward-dtype`."""
+    parser.add_argument(
+        "--forward-dtype",
+        choices=FORWARD_DTYPES,
+        help="compute in it, not in the run's own; auto: this machine's best",
+    )
 
 
 def restore_without_data(

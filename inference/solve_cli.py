@@ -23,6 +23,7 @@ from inference.adapt_options import AdaptError
 from inference.adapt_record import Answered
 from inference.adapt_terminal import AdaptProgress, print_adaptation
 from inference.explain import explain
+from inference.restore import add_dtype_argument
 from inference.shipped import Card, card_of, larger_than, shipped_base, size_warning
 from inference.solver import DEFAULT_ATTEMPTS, DEFAULT_VOTES, Solution, Solver
 from inference.terminal import COLOR_CHOICES, make_console, print_explanation, print_line, print_solution, score_lines
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--raw", action="store_true", help="the weights themselves instead of their average")
     parser.add_argument("--color", choices=COLOR_CHOICES, default="auto", help="grids in colour or in digits")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add_dtype_argument(parser)
     add_adapt_arguments(parser)
     return parser
 
@@ -234,7 +236,8 @@ def run(arguments: argparse.Namespace, card: Card | None, asked: Asked | None, d
     """Solve, all ranks together; rank 0 reads the tasks, writes and prints."""
     tasks = distributed.on_first_rank(lambda: read_tasks(arguments), ranks)
     say_first(tasks, asked, card, ranks)
-    solver = Solver.load(arguments.checkpoint, averaged=not arguments.raw, ranks=ranks)
+    loading = {"averaged": not arguments.raw, "forward_dtype": arguments.forward_dtype}
+    solver = Solver.load(arguments.checkpoint, ranks=ranks, **loading)
     if arguments.batch_size is not None:
         solver.config = solver.config.model_copy(
             update={"eval_batch_size": arguments.batch_size, "eval_batch_tokens": None}

@@ -33,7 +33,7 @@ from inference.adapt_questions import refuse_without_room
 from inference.adapt_record import Answered
 from inference.adapt_systems import refusal
 from inference.evaluation import evaluate
-from inference.restore import restore_without_data
+from inference.restore import in_dtype, restore_without_data
 from inference.shares import Shares, cells_shown
 from inference.shipped import card_of
 from inference.task_latents import attach_latents
@@ -88,12 +88,19 @@ class Solver:
 
     @classmethod
     def load(
-        cls, path: str | Path, *, device: str = "auto", averaged: bool = True, ranks: Ranks | None = None
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        averaged: bool = True,
+        forward_dtype: str | None = None,
+        ranks: Ranks | None = None,
     ) -> "Solver":
         """The model of a checkpoint, or of a run's newest one.
 
         Args:
             averaged: averaged weights, where there are any.
+            forward_dtype: "float32", "bfloat16" or "auto", the best of this machine (None: the run's own).
             ranks: divide what is asked, each on its own device (None: this process alone on `device`).
 
         Raises:
@@ -101,7 +108,7 @@ class Solver:
             ConfigError: `device` is not there.
         """
         ranks = Ranks(0, 1, distributed.choose_device(device)) if ranks is None else ranks
-        checkpoint = distributed.on_first_rank(lambda: open_checkpoint(path), ranks)
+        checkpoint = distributed.on_first_rank(lambda: in_dtype(open_checkpoint(path), forward_dtype), ranks)
         return distributed.together(lambda: cls._of(checkpoint, ranks, averaged=averaged), ranks)
 
     @classmethod

@@ -164,6 +164,20 @@ def test_ranks_divide_the_puzzles(base: list[str], whole: list[dict[str, Any]], 
     assert puzzles_of(tmp_path / "of2") == whole
 
 
+def test_another_dtype_is_computed_in_and_kept_apart(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*base, "--adapt-updates", "4", "--puzzles", "list.txt", "--output-dir"]
+    (tmp_path / "list.txt").write_text("half\n")
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        evaluate([*asked, dtype, "--forward-dtype", dtype], capsys)
+        losses += [mark["loss"] for found in puzzles_of(tmp_path / dtype) for mark in found["marks"][1:]]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert 'forward_dtype="bfloat16", asked is null' in refusal([*asked, "bfloat16"], capsys)
+
+
 def test_a_folder_that_a_killed_call_had_only_begun_is_begun_again(tmp_path: Path) -> None:
     record = AdaptRecord(tmp_path / "out")
     record.folder.mkdir()
