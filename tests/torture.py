@@ -1,10 +1,13 @@
-"""Kills and damaged checkpoints: `python -m tests.torture [--kills 200] [--pairs 50] [--damages 100]`, `make torture`.
+"""Kills and damaged checkpoints: `python -m tests.torture [--kills 200] [--pairs 50] [--damages 100]
+[--evaluation-kills 50]`, `make torture`.
 
 Kills: runs of the real entry script on 1 and on 2 ranks, with 1 and with 2 threads, are killed (SIGKILL) at random
 moments until they have come to their end. Every restart must come up by itself, at the newest checkpoint that was
 there; the end must be, bit for bit and line for line, that of an undisturbed run. Pairs: two first starts of one run at
 the same moment; one must train, the other be refused before it writes anything. Damages: the newest checkpoint gets a
 flipped bit, is truncated, emptied, or loses a file, at a random place; it must be noticed and the one before it taken.
+Evaluation kills: `evaluate.py --adapt-updates` with two processes is killed in the same way; no puzzle may be answered
+twice, and the record at the end must be that of a call that nobody killed.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -200,12 +204,59 @@ def torture_damages(folder: Path, data: Path, *, damages: int, seed: int, resume
     return counts
 
 
+def answers_of(record: Path) -> dict[str, str]:
+    """What is written of each puzzle, by its file's name, without the time it took."""
+    return {
+        path.name: re.sub(r'"seconds": [0-9.e-]+', '"seconds": 0', path.read_text())
+        for path in (record / "puzzles").glob("*.json")
+    }
+
+
+def torture_evaluations(folder: Path, arguments: Sequence[str], *, kills: int, seed: int) -> tuple[Counts, int]:
+    """Evaluations by adaptation that are killed until `kills` kills are reached and the last one has ended; and how
+    many puzzles each answers."""
+    counts, rng = Counts(), random.Random(seed)
+
+    def launched(name: str) -> Launch:
+        return Launch(folder, (*arguments, "--output-dir", name), script="evaluate.py", log=name)
+
+    for name in ("warm-up", "whole"):
+        began = time.monotonic()
+        launch = launched(name)
+        if launch.wait(600) != [0]:
+            raise RuntimeError(f"the undisturbed evaluation failed: {launch.output()[-2000:]}")
+    longest = LONGEST_LIFE * (time.monotonic() - began)
+    expected = answers_of(folder / "whole")
+    while counts.kills < kills:
+        name, written = f"killed-{counts.runs}", dict[str, int]()
+        for _ in range(LIVES_AT_MOST):
+            launch = launched(name)
+            if has_ended := life(launch, rng.uniform(0, longest) if counts.kills < kills else 600.0, 0, counts, name):
+                break
+            for path in (folder / name / "puzzles").glob("*.json"):
+                if written.setdefault(path.name, path.stat().st_mtime_ns) != path.stat().st_mtime_ns:
+                    counts.faults.append(f"{name}: {path.name} was written twice")
+        counts.resumed += len(written)
+        counts.runs += 1
+        if not has_ended or answers_of(folder / name) != expected:
+            counts.faults.append(f"{name}: the record is not that of an evaluation that nobody killed")
+    return counts, len(expected)
+
+
+def evaluation_arguments(data: Path) -> tuple[str, ...]:
+    """The base that comes along adapts shortly to each held-out puzzle of a data set, in two processes."""
+    base = Path(__file__).parents[1] / "weights" / "arc_base"
+    adapting = ("--adapt-updates", "16", "--adapt-with", "views=2", "votes=4", "--jobs", "2", "--device", "cpu")
+    return ("--checkpoint", str(base), "--data-paths", str(data), *adapting)
+
+
 def main() -> None:
-    """Run both and print the counts; status 1 where anything went wrong."""
+    """Run all and print the counts; status 1 where anything went wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
     parser.add_argument("--kills", type=int, default=200, help="a quarter of them on 2 ranks, a quarter with 2 threads")
     parser.add_argument("--damages", type=int, default=100)
     parser.add_argument("--pairs", type=int, default=50, help="of simultaneous first starts")
+    parser.add_argument("--evaluation-kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)  # each damage that is noticed is one, and is counted
@@ -237,6 +288,19 @@ def main() -> None:
         sys.stdout.write(
             f"{found.damages} damaged checkpoints: {found.noticed} noticed, {found.fallbacks} fallbacks, "
             f"{len(found.faults)} faults, {time.monotonic() - began:.0f} s\n"
+        )
+        faults += found.faults
+    if arguments.evaluation_kills:
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory() as temporary:
+            data = Path(temporary) / "data"
+            build_dataset(data, ["training", "evaluation"], test_set_name="evaluation", num_aug=2, seed=0, max_side=6)
+            found, puzzles = torture_evaluations(
+                Path(temporary), evaluation_arguments(data), kills=arguments.evaluation_kills, seed=arguments.seed
+            )
+        sys.stdout.write(
+            f"{found.kills} kills in {found.runs} evaluations of {puzzles} puzzles by adaptation, in which "
+            f"{found.resumed} of these were answered: {len(found.faults)} faults, {time.monotonic() - began:.0f} s\n"
         )
         faults += found.faults
     for fault in faults:
