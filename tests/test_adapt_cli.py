@@ -319,6 +319,20 @@ def test_solving_shows_the_curve_and_after_how_many_updates_the_answer_changed(
     assert json.loads((tmp_path / "solutions/submission.json").read_text()).keys() == {"task"}
 
 
+@pytest.mark.parametrize("how", [("--adapt-updates", "17"), ()])
+def test_outputs_of_test_inputs_in_a_file_change_no_answer(
+    how: tuple[str, ...], checkpoint: Path, tmp_path: Path
+) -> None:
+    answers = []
+    for name, output in (("right", [[6, 5]]), ("noise", [[1, 9, 4], [0, 3, 8], [7, 7, 2], [5, 1, 0]]), ("none", None)):
+        test = {"input": [[5, 6]]} | ({} if output is None else {"output": output})
+        (tmp_path / f"{name}.json").write_text(json.dumps({"task": {**TASK, "test": [test]}}))
+        options = ["--votes", "2", "--output-dir", name, *(("--adapt-with", *QUICK[1:]) if how else ())]
+        solve_main(["--checkpoint", str(checkpoint), f"{name}.json", *how, *options])
+        answers.append((tmp_path / name / "submission.json").read_bytes())
+    assert len({*answers}) == 1
+
+
 def test_what_is_answered_is_written_before_the_next_task(checkpoint: Path, tmp_path: Path) -> None:
     """So that a process that is killed has lost one task and not all of them."""
     (tmp_path / "tasks.json").write_text(json.dumps({"a": TASK | {"train": TASK["train"][:1]}, "b": TASK}))
