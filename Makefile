@@ -10,7 +10,7 @@ EXAM := dataset/puzzle_lists/arc_agi_1_evaluation_10x10.txt
 REPRODUCED ?= runs/base/exam-$(notdir $(BASE))-$(SEED)
 READY := $(if $(filter $(VENV)/bin/python,$(PY)),$(VENV)/.installed)
 
-.PHONY: rearc demo reproduce-base reproduce-arc test test-browser test-torture check check-gpu bench bench-check bench-cells bench-adapt bench-gpu torture setup
+.PHONY: rearc demo reproduce-rules reproduce-base reproduce-arc test test-browser test-torture check check-gpu bench bench-check bench-cells bench-adapt bench-gpu torture setup
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -38,6 +38,18 @@ data/arc1-small/metadata.json: $(VENV)/.installed
 data/known_rules/metadata.json: $(VENV)/.installed
 	$(PY) -m dataset.build_known_rules --output-dir data/known_rules --sides 3 6 --colors 9 \
 		--train 300 --held-out 600 --seed 0
+
+data/permutations/metadata.json: $(VENV)/.installed
+	$(PY) -m dataset.build_known_rules --output-dir data/permutations --families permutation --sides 3 6 \
+		--train 20 --held-out 256 --seed 0
+
+data/dihedral/metadata.json: $(VENV)/.installed
+	$(PY) -m dataset.build_known_rules --output-dir data/dihedral --families dihedral --sides 3 6 \
+		--train 20 --held-out 256 --seed 0
+
+data/spatial_rules/metadata.json: $(VENV)/.installed
+	$(PY) -m dataset.build_known_rules --output-dir data/spatial_rules --families scale tile mirror fill outline --sides 3 6 \
+		--train 20 --held-out 256 --seed 0
 
 data/first_lesson/metadata.json: $(VENV)/.installed
 	$(PY) -m dataset.build_known_rules --output-dir data/first_lesson --families permutation --sides 3 3 --colors 5 \
@@ -75,13 +87,18 @@ demo: $(VENV)/.installed data/arc1-demo/metadata.json
 
 # The base that comes along, made again from nothing: two runs, which go on where they were stopped, then the export.
 reproduce-base: data/known_rules/metadata.json data/rearc/metadata.json data/arc-small/metadata.json
-	$(PY) pretrain_etrm.py --config-name cfg_known_rules data.num_batches=5000 seed=$(SEED) \
-		+project_name=base +run_name=known_rules-$(SEED)
+	$(PY) pretrain_etrm.py --config-name cfg_arc_base_rules seed=$(SEED) +project_name=base +run_name=known_rules-$(SEED)
 	$(PY) pretrain_etrm.py --config-name cfg_arc_base seed=$(SEED) +project_name=base +run_name=arc-$(SEED) \
 		load_pretrained_decoder=runs/base/known_rules-$(SEED) load_pretrained_encoder=runs/base/known_rules-$(SEED)
 	rm -rf runs/base/weights-$(SEED)
 	$(PY) -m checkpoints export runs/base/arc-$(SEED) --to weights --output runs/base/weights-$(SEED)
 	cp weights/arc_base/card.json runs/base/weights-$(SEED)
+
+# All families of known rules by two runs, the second from the weights of the first; each ends with its controls.
+reproduce-rules: data/known_rules/metadata.json
+	$(PY) pretrain_etrm.py --config-name cfg_known_rules seed=$(SEED) +project_name=rules +run_name=first-$(SEED)
+	$(PY) pretrain_etrm.py --config-name cfg_last_lessons seed=$(SEED) +project_name=rules +run_name=last-$(SEED) \
+		load_pretrained_decoder=runs/rules/first-$(SEED) load_pretrained_encoder=runs/rules/first-$(SEED)
 
 # What a base is worth on 77 evaluation puzzles: by itself, then adapted to each. BASE=runs/base/weights-1 for another one.
 reproduce-arc: data/arc-small/metadata.json

@@ -22,6 +22,14 @@ OPTIONS = {
 OTHER_BUILDERS = {
     "rearc": "build_rearc --output-dir {} --pairs 150 --max-side 10 --seed 0",
     "known_rules": "build_known_rules --output-dir {} --sides 3 6 --colors 9 --train 300 --held-out 600 --seed 0",
+    "permutations": (
+        "build_known_rules --output-dir {} --families permutation --sides 3 6 --train 20 --held-out 256 --seed 0"
+    ),
+    "dihedral": "build_known_rules --output-dir {} --families dihedral --sides 3 6 --train 20 --held-out 256 --seed 0",
+    "spatial_rules": (
+        "build_known_rules --output-dir {} --families scale tile mirror fill outline --sides 3 6 "
+        "--train 20 --held-out 256 --seed 0"
+    ),
     "first_lesson": (
         "build_known_rules --output-dir {} --families permutation --sides 3 3 --colors 5 "
         "--train 4 --held-out 256 --seed 0"
