@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import dataclass
 
-from inference.adapt_options import CONTROLS, AdaptError, AdaptOptions, Budget, parse_options
+from inference.adapt_options import CONTROLS, AdaptError, AdaptOptions, Budget, parse_options, unused
 from inference.shipped import Card
 
 
@@ -70,4 +70,7 @@ def asked_of(arguments: argparse.Namespace, card: Card | None = None, **values: 
         )
     budget = Budget(updates=arguments.adapt_updates, seconds=arguments.adapt or total)
     budget.check(options)
+    for key, why in unused(options, budget).items():
+        if any(setting.partition("=")[0] == key for setting in arguments.adapt_with):
+            raise AdaptError(f"--adapt-with {key}=...: would change nothing, for {why}")
     return Asked(options, budget, total)

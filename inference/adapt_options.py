@@ -95,6 +95,22 @@ def parse_options(settings: list[str], **values: object) -> AdaptOptions:
         raise AdaptError(f"--adapt-with {key}={first['input']}: {first['msg']}") from error
 
 
+def unused(options: AdaptOptions, budget: "Budget") -> dict[str, str]:
+    """Options that change nothing beside the others, with the reason."""
+    found = {}
+    if options.weights != "lora":
+        found["lora_rank"] = f"weights={options.weights} has no low-rank changes"
+    if options.optimizer != "muon":
+        found["muon_lr"] = f"optimizer={options.optimizer} has the rate lr alone"
+    if not options.fork_every:
+        found["agreement_views"] = "fork_every=0 leaves no demonstration out"
+    if not options.stop_when_consistent:
+        found["stop_when_explained"] = "stop_when_consistent=false stops for nothing that is explained"
+    if budget.seconds is None:
+        found["give_up"] = "it is after half of the seconds, and updates are given"
+    return found
+
+
 class Budget(Section):
     """How much is spent on a task: exactly one of the two.
 

@@ -272,6 +272,10 @@ def test_a_control_has_figures_of_its_own(
         (["--adapt", "1", "--adapt-with", "lr=x"], "lr=x"),
         (["--adapt", "1", "--adapt-with", "fork_every=1"], "1 leaves no update to the weights that answer"),
         (["--adapt", "1", "--adapt-with", "views=2", "task.json"], "task.json: expected KEY=VALUE"),
+        (["--adapt", "1", "--adapt-with", "lora_rank=2"], "lora_rank=...: would change nothing, for weights=full"),
+        (["--adapt", "1", "--adapt-with", "muon_lr=1e-3"], "muon_lr=...: would change nothing"),
+        (["--adapt", "1", "--adapt-with", "fork_every=0", "agreement_views=2"], "agreement_views=...: would change"),
+        (["--adapt-updates", "1", "--adapt-with", "give_up=true"], "give_up=...: would change nothing"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
