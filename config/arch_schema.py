@@ -275,7 +275,7 @@ class EtrmArch(EncoderArch):
         if self.encoder_type == "in_context":
             layers = () if self.context_mode == "read" else ENCODER_LAYER_KEYS
             keys = self._unused_in_context(f"{chosen} with arch.context_mode={self.context_mode}", layers)
-            if layers == () and self.qk_norm_gain:
+            if self.context_mode == "read" and self.qk_norm_gain:
                 keys["encoder_qk_norm"] = (
                     "arch.qk_norm_gain=true norms the queries and keys of the encoder's blocks too"
                 )

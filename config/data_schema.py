@@ -224,6 +224,11 @@ class MixtureData(DataConfig):
         for number, part in enumerate(self.sources):
             if not any(part.share):
                 raise ValueError(f"data.sources.{number}.share: a source without any sample is left out")
+            if isinstance(part.source, FewshotData) and part.source.versions > 1 and part.share[0] != part.share[-1]:
+                raise ValueError(
+                    f"data.sources.{number}.source.versions={part.source.versions}: those of a puzzle stand side by "
+                    "side, which a share that changes would tear apart"
+                )
         known = [part.source.families for part in self.sources if isinstance(part.source, KnownRulesData)]
         names = [name for families in known for name in families]
         for name in names:

@@ -122,7 +122,6 @@ class FewshotEvalDataset(Dataset[Batch]):
         self.mine = np.arange(rank, len(self.query_row), world_size)
         self.batch_tokens = batch_tokens
         self.bounds = self.bounds_of(self.mine)
-        self._refuse_shortened_rules()
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -159,24 +158,19 @@ class FewshotEvalDataset(Dataset[Batch]):
         ids = self.store.metadata.puzzle_ids
         return {ids[self.puzzles[row]]: int(count) for row, count in zip(rows, counts, strict=True) if count}
 
-    def _refuse_shortened_rules(self) -> None:
-        """Where a rule is known the demonstrations show it all together: less may be a task without an answer.
-
-        Raises:
-            DatasetError: names a puzzle, what leaves demonstrations out of it, and what would not.
-        """
+    def shortened_rule(self) -> str | None:
+        """What leaves out some of the demonstrations of which puzzle, whose rule is known and which all of them show
+        together, so that less may be a task without an answer; None where nothing does."""
         known = [p for p in self.puzzles.tolist() if self.store.manifest.puzzles[p].rule is not None]
         if not known:
-            return
-        ids, why = self.store.metadata.puzzle_ids, "shows a known rule, of whose demonstrations none may be left out"
+            return None
+        ids, why = self.store.metadata.puzzle_ids, "shows a known rule by all of its demonstrations"
         demos = self.store.puzzle_demos[known]
         if (most := int(demos.max())) > self.max_demos:
-            raise DatasetError(
-                f"max_demos={self.max_demos}: puzzle '{ids[known[int(demos.argmax())]]}' {why}: give {most}"
-            )
+            return f"max_demos={self.max_demos}: puzzle '{ids[known[int(demos.argmax())]]}' {why}, which are {most}"
         left_out = self.left_out()
-        if name := next((ids[p] for p in known if ids[p] in left_out), None):
-            raise DatasetError(f"max_context_tokens={self.limit.most}: puzzle '{name}' {why}: give more")
+        name = next((ids[p] for p in known if ids[p] in left_out), None)
+        return None if name is None else f"max_context_tokens={self.limit.most}: puzzle '{name}' {why}"
 
     def _first_demos(self, indices: Int64[np.ndarray, " batch"]) -> Int64[np.ndarray, "batch demos"]:
         """The first demonstrations of the queries' tasks; those that the limit never lets in come last."""

@@ -188,7 +188,7 @@ class TextTrainDataset(StoreTrainDataset):
         share = CURRICULUM_START + (1 - CURRICULUM_START) * epoch / (CURRICULUM_END * self.epochs)
         return min(len(self.puzzles), math.ceil(share * len(self.puzzles)))
 
-    def _draw_epoch(self, epoch: int) -> tuple[Int64[np.ndarray, " puzzles"], Float64[np.ndarray, "puzzles draws"]]:
+    def _draw_epoch(self, epoch: int) -> tuple[Int64[np.ndarray, " puzzles"], Float64[np.ndarray, "samples draws"]]:
         order, uniform = super()._draw_epoch(epoch)
         count = self.admitted(epoch)
         if count == len(self.puzzles):

@@ -43,9 +43,10 @@ OTHER_BUILDERS = {
 
 def build_command(folder: Path) -> str:
     """The command that builds a data set in a folder."""
-    beside = folder.with_name(folder.name.removesuffix("-generators"))  # which is built with it
-    if beside.name in OTHER_BUILDERS:
-        return f"python -m dataset.{OTHER_BUILDERS[beside.name].format(shlex.quote(str(beside)))}"
+    if folder.name == "rearc-generators":  # which is built with the other
+        folder = folder.with_name("rearc")
+    if folder.name in OTHER_BUILDERS:
+        return f"python -m dataset.{OTHER_BUILDERS[folder.name].format(shlex.quote(str(folder)))}"
     where = shlex.quote(str(folder))
     options = OPTIONS.get(folder.name, FULL_SIZE)
     return f"python -m dataset.build_arc_dataset --output-dir {where} {options}"

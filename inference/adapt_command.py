@@ -5,6 +5,7 @@ from pathlib import Path
 
 from checkpoints.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from dataset.arc_tasks import Task
+from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.store import PuzzleStore, load_stores
 from inference.adapt_arguments import Asked
 from inference.adapt_evaluation import Work, answer_all, read_puzzle_list, settings_of, tasks_of_split
@@ -13,6 +14,7 @@ from inference.adapt_questions import refuse_without_room
 from inference.adapt_record import AdaptRecord
 from inference.adapt_stack import stack_refusal
 from inference.adapt_systems import refusal
+from inference.evaluation import warn_of_shortened_rules
 from inference.restore import config_of, in_dtype
 from utils import distributed
 from utils.distributed import Ranks
@@ -68,5 +70,10 @@ def _asked_for(arguments: argparse.Namespace, asked: Asked, checkpoint: Checkpoi
     store = load_stores(tuple(arguments.data_paths) or tuple(checkpoint.config["data_paths"]))
     puzzles = [] if arguments.puzzles is None else read_puzzle_list(arguments.puzzles)
     tasks = tasks_of_split(store, arguments.split, arguments.max_groups, puzzles)
-    refuse_without_room(tasks, config_of(checkpoint))
+    config = config_of(checkpoint)
+    refuse_without_room(tasks, config)
+    if config.arch.condition == "demonstrations":
+        chosen = {"split": arguments.split, "max_groups": arguments.max_groups, "puzzles": puzzles}
+        limits = {"max_demos": config.max_demos, "max_context_tokens": config.max_context_tokens}
+        warn_of_shortened_rules(FewshotEvalDataset(store, batch_size=1, **chosen, **limits))
     return store, tasks

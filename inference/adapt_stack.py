@@ -234,8 +234,8 @@ def adapt_stacked(
     with undisturbed(next(model.parameters()).device):
         room = size
         while True:
-            if not live.waiting:  # what took too much beside others has ended
-                room = live.size = size
+            if not live.waiting:  # what took too much beside others has ended: more may fit again
+                room = live.size = min(size, 2 * min(room, live.size))
             while len(live.waiting) < room and (following := next(coming, None)) is not None:
                 number, task = following
                 steps = adaptation_steps(model, config, task, options, budget)

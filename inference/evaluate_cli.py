@@ -19,7 +19,7 @@ from inference.adapt_evaluation import read_puzzle_list
 from inference.adapt_options import AdaptError
 from inference.control_measures import create_controls
 from inference.control_table import control_table
-from inference.evaluation import Evaluation, evaluate
+from inference.evaluation import Evaluation, evaluate, warn_of_shortened_rules
 from inference.restore import add_dtype_argument, in_dtype, restore_model
 from inference.shipped import card_of
 from inference.task_latents import attach_latents
@@ -83,7 +83,10 @@ def evaluate_checkpoint(
         options |= {"puzzles": puzzles, "rank": ranks.rank, "world_size": ranks.world_size}
         if shuffle:
             return model, config, ShuffledConditions(store, keys=model.condition_keys, **options)
-        return model, config, FewshotEvalDataset(store, **options)
+        data = FewshotEvalDataset(store, **options)
+        if model.reads_demonstrations:
+            warn_of_shortened_rules(data)
+        return model, config, data
 
     model, config, data = distributed.together(prepared, ranks)
     attach_latents(config, [data], ranks)

@@ -1,5 +1,6 @@
 """Evaluation: every query takes `max_steps` ACT steps; the final predictions vote."""
 
+import logging
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from models.canvas import task_canvas_bounds
 from models.losses import ACTLossHead
 from utils.distributed import Ranks, any_rank, gather_lists, sum_over_ranks
 
+log = logging.getLogger(__name__)
 STEP_MEASURES = ("accuracy", "exact_accuracy", "q_halt_accuracy")
 # What a model tells of its encoder's latent at each ACT step, (B) each.
 CARRY_MEASURES = ("encoder_carry_norm", "encoder_carry_change", "encoder_carry_change_rel")
@@ -155,6 +157,12 @@ class Controls(Protocol):
     def keep(self, queries: Int64[np.ndarray, " batch"], batch: Batch, outputs: dict[str, Tensor]) -> None: ...
 
     def metrics(self, stop: Any = False) -> dict[str, float]: ...
+
+
+def warn_of_shortened_rules(dataset: FewshotEvalDataset) -> None:
+    """Say where the run reads fewer demonstrations than show a known rule."""
+    if (found := dataset.shortened_rule()) is not None:
+        log.warning("%s: the run reads no more, so the answer of such a task need not follow", found)
 
 
 @torch.no_grad()

@@ -129,7 +129,7 @@ def tell(solver: Solver, tasks: Sequence[Task], solutions: Sequence[Solution], v
                 why = "it was stopped"
             log.warning("%s: only %d of its versions could vote, for %s", task.id, versions, why)
         if first[task.id].is_contaminated and not unknown:
-            log.warning("%s: its pairs were seen in training; figures on it are contaminated", task.id)
+            log.warning("%s: its pairs, or its rule, were seen in training; figures on it are contaminated", task.id)
 
 
 def page(solver: Solver, solutions: Sequence[Solution], attempts: int, draw: DrawPage) -> str:

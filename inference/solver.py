@@ -9,6 +9,7 @@ without its test outputs, whether they are known or not.
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -278,10 +279,11 @@ class Solver:
 
     def trace(self, data: FewshotEvalDataset, rows: Int64[np.ndarray, " rows"]) -> list[QueryTrace]:
         """What each ACT step predicts for some queries, in their order; each rank asks a part, a batch at a time."""
-        size, ranks = self.config.eval_batch_size, self.ranks
-        places = np.array_split(np.arange(len(rows)), ranks.world_size)[ranks.rank]
-        starts = tqdm(range(0, len(places), size), desc="ACT steps", leave=False, disable=not ranks.is_first)
-        batches = (rows[places[s : s + size]] for s in starts)
+        ranks = self.ranks
+        mine = rows[np.array_split(np.arange(len(rows)), ranks.world_size)[ranks.rank]]
+        parts = list(pairwise(data.bounds_of(mine).tolist()))
+        bars = tqdm(parts, desc="ACT steps", leave=False, disable=not ranks.is_first)
+        batches = (mine[first:end] for first, end in bars)
         traces = [trace for batch in batches for trace in trace_queries(self.model, data, batch, ranks.device)]
         return distributed.gather_lists(traces, ranks)
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import random
 import re
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from inference.adapt_arguments import add_adapt_arguments, asked_of
 from inference.adapt_record import AdaptRecord
 from solve import main as solve_main
 from tests.processes import ROOT, Launch, call
+from tests.torture import torture_evaluations
 from utils.files import read_json, write_file
 
 KILLS, UPDATES = 4, "12"
@@ -95,25 +95,12 @@ def test_a_split_is_answered_with_figures_beside_the_base(
 
 
 @pytest.mark.torture
-def test_an_evaluation_that_is_killed_goes_on_and_answers_each_puzzle_once(
-    base: list[str], whole: list[dict[str, Any]], tmp_path: Path
-) -> None:
-    """Killed at random moments, between puzzles and in them: the record is that of a call that was never killed."""
-    arguments = [*base, "--adapt-updates", UPDATES, "--output-dir", "killed"]
-    written: dict[str, int] = {}
-    rng = random.Random(0)
-    for _ in range(KILLS):
-        launch = Launch(tmp_path, arguments, script="evaluate.py")
-        launch.wait_for_output("adapt:")
-        time.sleep(rng.uniform(0.0, 1.5))
-        launch.kill()
-        for path in (tmp_path / "killed/puzzles").glob("*.json"):
-            assert written.setdefault(path.name, path.stat().st_mtime_ns) == path.stat().st_mtime_ns
-    assert call("evaluate.py", *arguments, folder=tmp_path).returncode == 0
-    for name, when in written.items():
-        assert (tmp_path / "killed/puzzles" / name).stat().st_mtime_ns == when
-    assert puzzles_of(tmp_path / "killed") == whole
-    assert not list((tmp_path / "killed/puzzles").glob(".*"))
+def test_an_evaluation_that_is_killed_goes_on_and_answers_each_puzzle_once(base: list[str], tmp_path: Path) -> None:
+    """The short version of `make torture`."""
+    found, puzzles = torture_evaluations(tmp_path, [*base, "--adapt-updates", UPDATES], kills=KILLS, seed=0)
+    assert not found.faults
+    assert found.kills >= KILLS
+    assert puzzles == len(FOUR)
 
 
 def test_a_complete_record_is_read_and_nothing_done_again(

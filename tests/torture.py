@@ -205,16 +205,17 @@ def torture_damages(folder: Path, data: Path, *, damages: int, seed: int, resume
 
 
 def answers_of(record: Path) -> dict[str, str]:
-    """What is written of each puzzle, by its file's name, without the time it took."""
-    return {
-        path.name: re.sub(r'"seconds": [0-9.e-]+', '"seconds": 0', path.read_text())
-        for path in (record / "puzzles").glob("*.json")
-    }
+    """What is written of each puzzle and of all, by the file's name, without the time it took."""
+    files = [
+        *(record / "puzzles").iterdir(),
+        *(record / f"{name}.json" for name in ("metrics", "puzzles", "submission")),
+    ]
+    return {path.name: re.sub(r'("[a-z/_]*seconds[a-z_]*": )[0-9.e+-]+', r"\1", path.read_text()) for path in files}
 
 
 def torture_evaluations(folder: Path, arguments: Sequence[str], *, kills: int, seed: int) -> tuple[Counts, int]:
-    """Evaluations by adaptation that are killed until `kills` kills are reached and the last one has ended; and how
-    many puzzles each answers."""
+    """Evaluations by adaptation that are killed until `kills` kills are reached and the last one has ended, with the
+    puzzles that were answered before the last kill as what was resumed; and how many puzzles each answers."""
     counts, rng = Counts(), random.Random(seed)
 
     def launched(name: str) -> Launch:
@@ -228,19 +229,21 @@ def torture_evaluations(folder: Path, arguments: Sequence[str], *, kills: int, s
     longest = LONGEST_LIFE * (time.monotonic() - began)
     expected = answers_of(folder / "whole")
     while counts.kills < kills:
-        name, written = f"killed-{counts.runs}", dict[str, int]()
+        name, written, answered = f"killed-{counts.runs}", dict[str, int](), 0
         for _ in range(LIVES_AT_MOST):
             launch = launched(name)
-            if has_ended := life(launch, rng.uniform(0, longest) if counts.kills < kills else 600.0, 0, counts, name):
-                break
+            has_ended = life(launch, rng.uniform(0, longest) if counts.kills < kills else 600.0, 0, counts, name)
             for path in (folder / name / "puzzles").glob("*.json"):
                 if written.setdefault(path.name, path.stat().st_mtime_ns) != path.stat().st_mtime_ns:
                     counts.faults.append(f"{name}: {path.name} was written twice")
-        counts.resumed += len(written)
+            if has_ended:
+                break
+            answered = len(written)
+        counts.resumed += answered
         counts.runs += 1
         if not has_ended or answers_of(folder / name) != expected:
             counts.faults.append(f"{name}: the record is not that of an evaluation that nobody killed")
-    return counts, len(expected)
+    return counts, len(list((folder / "whole" / "puzzles").iterdir()))
 
 
 def evaluation_arguments(data: Path) -> tuple[str, ...]:

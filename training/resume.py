@@ -19,8 +19,8 @@ from checkpoints.checkpoint import (
     saved_checkpoints,
 )
 from config.schema import ConfigError, TrainConfig, TrmArch, dump_config, run_folder, validate_config
-from dataset.sources import TrainSource
 from dataset.store import PuzzleStore
+from dataset.trained_on import TrainedOn
 from learning.learner import Learner
 from training.metric_window import joined_windows
 from training.trainer import Progress, Trainer
@@ -57,9 +57,13 @@ class ResumePoint:
     is_own: bool
 
 
-def data_of_run(store: PuzzleStore, source: TrainSource) -> dict[str, str]:
-    """The SHA-256 of each file of the data that a run evaluates and trains on, by its path."""
-    return {**source.trained_on().datasets, **store.metadata.sha256}
+def data_of_run(store: PuzzleStore, trained_on: TrainedOn) -> dict[str, str]:
+    """The SHA-256 of each file of the data that a run evaluates and trains on, by its path.
+
+    Args:
+        trained_on: what its own source of batches says.
+    """
+    return {**trained_on.datasets, **store.metadata.sha256}
 
 
 def find_resume_point(config: TrainConfig, data: dict[str, str]) -> ResumePoint | None:
@@ -245,10 +249,11 @@ def _restore_for_other_ranks(trainer: Trainer, checkpoint: Checkpoint) -> None:
             ranks.world_size,
             trainer.step // trainer.config.arch.steps_per_batch * trainer.config.global_batch_size,
         )
-    states = [checkpoint.rank_state(rank) for rank in range(checkpoint.world_size)]
-    if sources := [saved for state in states if (saved := _source_state(trainer, state))]:
+    states = map(checkpoint.rank_state, range(checkpoint.world_size))  # one at a time, for they hold the carries too
+    parts = [(_source_state(trainer, state), state.get("window")) for state in states]
+    if sources := [saved for saved, _ in parts if saved]:
         trainer.train_data.load_state_dict(trainer.train_data.joined_states(sources, ranks.rank))
-    windows = [state["window"] for state in states if "window" in state]
+    windows = [window for _, window in parts if window is not None]
     if windows:
         trainer.window.load_state_dict(joined_windows(windows, ranks.rank), ranks.device)
     torch.manual_seed(trainer.config.seed + SEED_STRIDE * (trainer.step + 1) + ranks.rank)

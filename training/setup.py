@@ -8,7 +8,7 @@ import torch
 from checkpoints.published import load_pretrained_decoder, load_pretrained_encoder
 from config.schema import TrainConfig, dump_config, run_folder, with_dtype
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
-from dataset.store import PuzzleStore, Split, load_stores
+from dataset.store import DatasetError, PuzzleStore, Split, load_stores
 from dataset.trained_on import TrainedOn
 from inference.task_latents import attach_latents
 from learning.groups import GroupOptions
@@ -35,9 +35,10 @@ def create_eval_data(
     """This rank's queries of the puzzles that the config evaluates (split test) or trains on.
 
     Raises:
-        DatasetError: the data set has fewer puzzles than asked for.
+        DatasetError: the data set has fewer puzzles than asked for, or some of a known rule's demonstrations would be
+            left out in the evaluation.
     """
-    return FewshotEvalDataset(
+    dataset = FewshotEvalDataset(
         store,
         batch_size=config.eval_batch_size,
         batch_tokens=config.eval_batch_tokens,
@@ -49,6 +50,10 @@ def create_eval_data(
         rank=ranks.rank,
         world_size=ranks.world_size,
     )
+    reads = config.arch.condition == "demonstrations"
+    if reads and split == "test" and (found := dataset.shortened_rule()):
+        raise DatasetError(f"{found}; none of them may be left out")
+    return dataset
 
 
 def learner_options(config: TrainConfig) -> LearnerOptions:
@@ -112,12 +117,12 @@ def _built_trainer(
     eval_data = create_eval_data(config, store, ranks, "test", config.max_eval_augmentations)
     train_queries = create_eval_data(config, store, ranks, "train", 1)
     config = attach_latents(config, (train_data, eval_data, train_queries), ranks)
-    data = data_of_run(store, train_data)
+    trained_on = train_data.trained_on()
+    data = data_of_run(store, trained_on)
     point = distributed.on_first_rank(lambda: claim_run_folder(config, data), ranks)
     torch.manual_seed(config.seed)
     model = create_model(config.arch, store.metadata).to(ranks.device)
     torch.manual_seed(config.seed + RANK_SEED_STRIDE * ranks.rank)  # a variational encoder's noise differs by rank
-    trained_on = train_data.trained_on()
     if point is None:
         for record in _load_pretrained(model, config):
             trained_on = trained_on.joined(record)

@@ -93,18 +93,21 @@ def test_known_rules_are_not_shortened(shrunk_config: Config, ranks: Ranks) -> N
         create_trainer(config, ranks)
 
 
-def test_nor_are_those_that_are_evaluated(tmp_path: Path) -> None:
-    build_known_rules(
-        tmp_path / "data", TaskSettings(("permutation",), (3, 3), demos=(3, 3)), train=0, held_out=2, seed=0
-    )
-    store = load_store(tmp_path / "data")
-    FewshotEvalDataset(store, batch_size=2, max_demos=3, max_context_tokens=54)
-    for limits, said in (
-        ({"max_context_tokens": 53}, "max_context_tokens=53"),
-        ({"max_demos": 2}, "max_demos=2: .* give 3"),
+def test_nor_are_those_that_a_run_evaluates(
+    shrunk_config: Callable[..., TrainConfig], ranks: Ranks, tmp_path: Path
+) -> None:
+    settings = TaskSettings(("permutation",), (3, 3), demos=(3, 3))
+    build_known_rules(tmp_path / "data", settings, train=0, held_out=2, seed=0)
+    dataset = FewshotEvalDataset(load_store(tmp_path / "data"), batch_size=2, max_demos=3, max_context_tokens=54)
+    assert dataset.shortened_rule() is None
+    rules = ("data=known_rules", "data.num_batches=4", "data.families=[permutation]", "data.sides=[2,2]")
+    options = (*rules, "data.demos=[2,2]", f"data_paths=[{tmp_path / 'data'}]", "max_eval_groups=2")
+    for limit, said in (
+        ("max_context_tokens=53", "max_context_tokens=53: puzzle .* none of them may be left out"),
+        ("max_demos=2", "max_demos=2: .* which are 3; none of them"),
     ):
         with pytest.raises(DatasetError, match=said):
-            FewshotEvalDataset(store, batch_size=2, **limits)
+            create_trainer(shrunk_config(*options, limit), ranks)
 
 
 def test_training_and_evaluation_say_how_many_are_left_out(shrunk_config: Config, ranks: Ranks) -> None:

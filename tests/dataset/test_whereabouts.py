@@ -67,6 +67,11 @@ def test_generators_that_are_held_out_are_built_with_the_others() -> None:
     assert build_command(Path("data/rearc-generators")) == build_command(Path("data/rearc"))
 
 
+@pytest.mark.parametrize("path", [".", "/", "data/.."])
+def test_any_path_may_be_named(path: str) -> None:
+    assert "dataset.build_arc_dataset" in build_command(Path(path))
+
+
 @pytest.mark.parametrize("name", config_names())
 def test_what_builds_the_data_of_a_config_is_what_the_makefile_and_the_readme_have(name: str) -> None:
     known = " ".join((ROOT / "Makefile").read_text().split() + (ROOT / "README.md").read_text().split())

@@ -117,6 +117,22 @@ def test_a_source_hears_of_its_own_samples_alone(mixed_config: Config, store: Pu
     assert rules.curriculum.totals.sum(0).tolist() == [2, 2]
 
 
+def test_other_ranks_take_over_what_a_curriculum_in_a_mixture_counted(mixed_config: Config, store: PuzzleStore) -> None:
+    config = mixed_config(("2", "1", "1"), "arch.halt_max_steps=1")
+    states = []
+    for exact in (0.0, 1.0):
+        source = source_of(config, store)
+        source.observe(1, {}, SampleResults(source[0], halted=torch.ones(4), exact=torch.full((4,), exact)))
+        states.append(source.state_dict())
+    taken = [source_of(config, store) for _ in range(3)]
+    for rank, source in enumerate(taken):
+        source.load_state_dict(source.joined_states(states, rank))
+    totals = [source.state_dict()["0"]["totals"] for source in taken]
+    assert totals[0].sum(0).tolist() == [2, 4]
+    assert not totals[1].any()
+    assert not totals[2].any()
+
+
 @pytest.mark.parametrize("arch", ["cfg_pretrain_etrm_arc_agi_1", "cfg_pretrain_etrmtrm_arc_agi_1"])
 def test_a_run_of_a_mixture_goes_on_bit_for_bit(mixed_config: Config, ranks: Ranks, tmp_path: Path, arch: str) -> None:
     """With the curriculum of one of its sources."""
@@ -164,6 +180,10 @@ def test_a_source_takes_from_its_file_what_is_not_said() -> None:
         ("{share:32,source:{name:rearc,demo:3}}", r"data\.sources\.0\.source\.rearc\.demo"),
         ("{share:0,source:rearc}", r"data\.sources\.0\.share: a source without any sample"),
         ("{share:32,source:{name:rearc,demos:[3,2]}}", r"the smaller number first"),
+        (
+            "{share:[32,16],source:{name:fewshot,versions:2}},{share:[0,16],source:rearc}",
+            r"data\.sources\.0\.source\.versions=2: .* a share that changes",
+        ),
     ],
 )
 def test_sources_that_cannot_be_are_refused(sources: str, said: str) -> None:

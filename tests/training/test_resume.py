@@ -283,6 +283,13 @@ def test_a_checkpoint_from_before_a_key_existed_goes_on_with_the_keys_default(
     changed = shrunk_config(*SHORT, "optimizer=muon")
     found = config_differences(changed, checkpoint, store.metadata.sha256)
     assert found == {"optimizer": "optimizer was adam_atan2 and is muon"}
+    progress = {key: value for key, value in checkpoint.progress.items() if key != "data"}
+    assert progress.keys() != checkpoint.progress.keys()
+    checkpoint = replace(checkpoint, progress=progress)
+    known = checkpoint.trained_on.datasets
+    assert config_differences(config, checkpoint, known) == {}
+    rebuilt = dict.fromkeys(known, "another")
+    assert config_differences(config, checkpoint, rebuilt).keys() == {"data_paths"}
 
 
 def test_another_optimizers_state_is_refused(straight: Callable[..., Any], shrunk_config: Config, ranks: Ranks) -> None:
