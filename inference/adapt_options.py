@@ -1,13 +1,14 @@
 """How a model adapts to a task: every option with its default, and how much is spent on it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationError
 
 from config.fields import Beta, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
 
 Control = Literal["votes", "mispaired", "random_weights"]
-CONTROLS: tuple[Control, ...] = ("votes", "mispaired", "random_weights")
+CONTROLS: tuple[Control, ...] = get_args(Control)
+FIRST_MARK = 16
 
 
 def _not_one(every: int) -> int:
@@ -65,7 +66,7 @@ class AdaptOptions(Section):
     give_up: bool = False
     votes: Positive = 32
     seed: NonNegative = 0
-    control: Literal["votes", "mispaired", "random_weights"] | None = None
+    control: Control | None = None
 
 
 class AdaptError(ValueError):
@@ -139,6 +140,3 @@ def mark_updates(updates: int) -> bool:
     while mark < updates:
         mark = mark * 3 // 2
     return mark == updates
-
-
-FIRST_MARK = 16

@@ -7,8 +7,9 @@ from itertools import pairwise
 import numpy as np
 
 from dataset.arc_tasks import Task, parse_task
-from dataset.build_arc_dataset import pair_hashes, store_of_tasks
+from dataset.build_arc_dataset import store_of_tasks
 from dataset.grids import Grid
+from dataset.splits import pair_hashes
 from dataset.task_files import shipped_tasks
 from inference.solver import Solver
 from inference.traces import QueryTrace, plain_queries

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
+from dataset.batches import Batch
 from dataset.context_limit import LEFT_OUT_KEY
 from evaluators.arc import QueryResult
 from inference.control_table import control_table
@@ -31,7 +33,7 @@ def step_metrics(
         if mask is not None:
             mask = distributed.gather_padded_rows(mask, ranks)
         context = distributed.gather_padded_rows(context, ranks)
-        groups = distributed.gather_rows(trainer.carry.current_data["puzzle_groups"], ranks)
+        groups = distributed.gather_rows(health_groups(trainer.carry.current_data), ranks)
         tensors |= {f"train/{key}": value for key, value in encoder_health(context, groups, mask).items()}
     if trainer.carry is not None and LEFT_OUT_KEY in trainer.carry.current_data:
         left_out = distributed.gather_rows(trainer.carry.current_data[LEFT_OUT_KEY], ranks)
@@ -45,6 +47,12 @@ def step_metrics(
         encoder, inner = metrics.get("grad/encoder_norm", 0.0), metrics["grad/inner_norm"]
         metrics["grad/encoder_share"] = encoder / (encoder + inner) if encoder + inner > 0 else 0.0
     return metrics
+
+
+def health_groups(data: Batch) -> Int[Tensor, " batch"]:
+    """Which samples are of one puzzle; of generated tasks, whose identifiers are below zero, which are of one rule."""
+    identifiers, groups = data["puzzle_identifiers"], data["puzzle_groups"]
+    return torch.where(identifiers < 0, identifiers, groups.to(identifiers.dtype))
 
 
 def learning_rates(trainer: Trainer, base_lr: float) -> dict[str, float]:

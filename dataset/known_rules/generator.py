@@ -12,7 +12,6 @@ from dataset.known_rules.family import Family, Rule, RuleError, RuleSplit, TaskS
 from dataset.known_rules.grid_families import Dihedral, Mirror, Scale, Shift, Tile
 from dataset.known_rules.object_families import Count, Crop, Fill, Gravity, Lines, Outline
 
-# In the order of their numbers, which batches have as `puzzle_groups`.
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
@@ -20,7 +19,6 @@ FAMILIES: dict[str, Family] = {
         *(Scale(), Gravity(), Crop(), Outline(), Count(), Lines()),
     )
 }
-FAMILY_NUMBERS = {name: number for number, name in enumerate(FAMILIES)}
 MAX_ATTEMPTS = 500
 MAX_DONORS = 100
 STREAMS: dict[RuleSplit, int] = {"train": 0, "held_out": 1}

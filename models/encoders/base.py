@@ -199,7 +199,8 @@ def create_encoder(config: EtrmArch) -> DemoEncoder:
 
 
 def create_recurrent_encoder(config: EtrmtrmArch) -> Any:
-    """The recurrent encoder (`BaseRecurrentEncoder`) named by `config.recurrent_encoder_type`.
+    """The recurrent encoder named by `config.recurrent_encoder_type`: a `BaseRecurrentEncoder`, but for variant C,
+    which moves with the decoder alone.
 
     Args:
         config: a validated `arch` config.

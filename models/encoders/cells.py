@@ -1,7 +1,7 @@
 """The cells of the demonstrations as tokens.
 
-A token is the sum of embeddings of its colour, of its role (input or output), of the aligned cell, which is the cell of
-the same row and column in the other grid of its pair (PAD where that grid has none).
+A token is the sum of embeddings of its colour, of its role (input or output), and of the aligned cell, which is that
+of the same row and column in the other grid of its pair (PAD where that grid has none).
 Nothing says which pair it comes from: an embedding of pairs would let their order matter. Cells of one pair are told
 from those of others by what they are aligned with and, where pairs differ in size or offset, by where they stand.
 """

@@ -37,15 +37,11 @@ class TRMWithJointEncoder(TRMWithRecurrentEncoder):
 
 def moving(tokens: EncoderOutput, latent: CellLatent) -> MovingEvidence:
     """What the decoder takes: the first token, and cells whose latent moves on."""
-    fields = {name: getattr(tokens, name) for name in EncoderOutput.__dataclass_fields__}
-    beside: dict[str, Any] = {"packing": latent.packing, "rotary": latent.rotary, "beside": latent.beside}
-    beside |= {"is_read": True}
-    return MovingEvidence(**fields | beside)
+    beside = {"packing": latent.packing, "rotary": latent.rotary, "beside": latent.beside, "is_read": True}
+    return MovingEvidence(**vars(tokens) | beside)
 
 
 def shown(tokens: EncoderOutput, latent: CellLatent) -> EncoderOutput:
     """The context at the end of the step: the first token, and what the decoder read last of each cell."""
     cells = latent.packing.scatter(latent.shown, torch.zeros_like(tokens.context[:, 1:]))
-    fields: dict[str, Any] = {name: getattr(tokens, name) for name in EncoderOutput.__dataclass_fields__}
-    fields["context"] = torch.cat([tokens.context[:, :1], cells], dim=1)
-    return EncoderOutput(**fields)
+    return replace(tokens, context=torch.cat([tokens.context[:, :1], cells], dim=1))

@@ -16,6 +16,7 @@ from dataset.store import DatasetError, PuzzleStore
 from models.layers import TransformerBlock
 from models.machine import best_dtype
 from training.loop import Trainer, TrainingError, create_trainer, fit, summary
+from training.metrics import health_groups
 from utils.distributed import Ranks
 
 Train = Callable[..., Path]
@@ -136,6 +137,19 @@ def test_metrics_of_halted_samples_are_absent_where_none_halts(repeating_run: Pa
     assert {key.replace("train/", "train/inflight_") for key in HALTED_METRICS} <= set(first)
     for key in HALTED_METRICS:  # all in flight halt in the second step
         assert second[key] == pytest.approx(second[key.replace("train/", "train/inflight_")])
+
+
+def test_generated_tasks_are_grouped_by_their_rule_and_not_by_their_lesson() -> None:
+    lessons = {
+        "puzzle_groups": torch.tensor([0, 0, 1]),
+        "puzzle_identifiers": torch.tensor([-7, -9, -7], dtype=torch.int32),
+    }
+    assert health_groups(lessons).tolist() == [-7, -9, -7]
+    puzzles = {
+        "puzzle_groups": torch.tensor([5, 5, 6]),
+        "puzzle_identifiers": torch.tensor([1, 2, 8], dtype=torch.int32),
+    }
+    assert health_groups(puzzles).tolist() == [5, 5, 6]
 
 
 def test_variance_within_groups_is_absent_where_no_puzzle_repeats(finished_run: Path, metrics_of: MetricsOf) -> None:
