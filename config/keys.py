@@ -1,5 +1,6 @@
 """The keys that a config may have, and which of them hold text or lists."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
@@ -30,6 +31,14 @@ def keys_of(model: type[BaseModel]) -> Keys:
     lists = {key for key, annotation in found if _holds_list(annotation)}
     texts |= {short for short, key in SHORTHANDS.items() if key in texts}
     return Keys(tuple(dict.fromkeys(key for key, _ in found)), frozenset(texts), frozenset(lists))
+
+
+def flat_config(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"arch.halting": "act", ...}: the values of a config by their whole key."""
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        flat |= flat_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _walk(model: type[BaseModel], prefix: str) -> list[tuple[str, Any]]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evaluators.arc import Candidate, GridKey
+from evaluators.arc import GridKey
 from inference.traces import VotedGrid
 
 # Of each test input of a task, in order: the candidates, best first.
@@ -33,11 +33,6 @@ class Mark:
 def key_of(vote: VotedGrid) -> GridKey:
     """The same of equal grids."""
     return vote.grid.shape, vote.grid.tobytes()
-
-
-def voted(candidates: Sequence[Candidate]) -> tuple[VotedGrid, ...]:
-    """Ranked candidates as they are kept."""
-    return tuple(VotedGrid(c.grid, c.votes, c.rank_key[1]) for c in candidates)
 
 
 def ranked(marks: Sequence[Mark], *, by_agreement: bool = True) -> Votes:

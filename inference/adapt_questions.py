@@ -17,11 +17,11 @@ from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.store import PuzzleStore
 from evaluators.arc import ARC
 from evaluators.eos_utils import compute_exact_match
-from inference.adapt_answers import Votes, key_of, voted
+from inference.adapt_answers import Votes, key_of
 from inference.adapt_options import AdaptOptions
 from inference.adapt_views import asked_of_the_others
 from inference.likelihood import likelihoods
-from inference.traces import VotedGrid
+from inference.traces import VotedGrid, voted
 from models.act import RecursiveReasoner
 from models.losses import LOG_PROBABILITIES
 

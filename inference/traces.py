@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dataset.fewshot_puzzle_dataset import FewshotEvalDataset
 from dataset.grids import Grid
-from evaluators.arc import QueryResult
+from evaluators.arc import Candidate, QueryResult
 from evaluators.eos_utils import crop_grid_from_eos
 from inference.evaluation import step_outputs
 from models.act import RecursiveReasoner
@@ -46,6 +46,11 @@ class VotedGrid:
     votes: int
     confidence: float
     likelihood: float | None = None
+
+
+def voted(candidates: Sequence[Candidate]) -> tuple[VotedGrid, ...]:
+    """Ranked candidates as they are kept."""
+    return tuple(VotedGrid(c.grid, c.votes, c.rank_key[1]) for c in candidates)
 
 
 @dataclass(frozen=True)
@@ -142,9 +147,7 @@ def with_votes(
     for result in results:
         test_index = result.pair - int(store.puzzle_pairs[result.puzzle]) - int(store.puzzle_demos[result.puzzle]) + 1
         candidates = result.candidates[:most]
-        votes[store.metadata.puzzle_ids[result.puzzle], test_index] = tuple(
-            VotedGrid(c.grid, c.votes, c.rank_key[1]) for c in candidates
-        )
+        votes[store.metadata.puzzle_ids[result.puzzle], test_index] = voted(candidates)
     return [replace(trace, votes=votes.get((trace.puzzle, trace.test_index), ())) for trace in traces]
 
 

@@ -9,11 +9,11 @@ from itertools import takewhile
 import numpy as np
 from jaxtyping import Float
 
+from config.keys import flat_config
 from dataset.known_rules.generator import FAMILIES
 from dataset.sources import LESSONS_READ
 from reports.compare import COLORS, model_name
 from reports.run_reader import Run
-from reports.tables import flat_config
 
 MAX_POINTS = 300
 WIDTH, HEIGHT = 380, 190

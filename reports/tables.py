@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from config.keys import flat_config
 from inference.control_table import control_rows, family_rows
 from inference.puzzle_results import KEPT_KS
 from reports.compare import MISSING, model_name, pass_at
@@ -135,14 +136,6 @@ def _pass_cell(run: Run, k: int) -> Cell:
         return Cell(MISSING)
     note = f"95 %: {100 * found.low:.1f}–{100 * found.high:.1f} %"
     return Cell(str(found), sort=found.solved / max(found.puzzles, 1), note=note, kind=found.word)
-
-
-def flat_config(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"arch.halting": "act", ...}: the values of a config by their whole key."""
-    flat: dict[str, Any] = {}
-    for key, value in section.items():
-        flat |= flat_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def controls_table(runs: Sequence[Run]) -> Table | None:

@@ -1,7 +1,6 @@
 """Where a run goes on: which checkpoint is taken, whether the config still fits it, and how a trainer takes it up."""
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from checkpoints.checkpoint import (
     open_checkpoint,
     saved_checkpoints,
 )
+from config.keys import flat_config
 from config.schema import ConfigError, TrainConfig, TrmArch, dump_config, run_folder, validate_config
 from dataset.store import PuzzleStore
 from dataset.trained_on import TrainedOn
@@ -115,14 +115,6 @@ def open_run_folder(config: TrainConfig, point: ResumePoint | None) -> Path:
     return folder
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
 def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
     """Its config; keys that are younger than it have their default."""
     try:
@@ -136,7 +128,7 @@ def config_differences(config: TrainConfig, checkpoint: Checkpoint, data: dict[s
     may_differ = set(MAY_DIFFER)
     if isinstance(config.arch, TrmArch) and config.train_on_held_out_demonstrations:
         may_differ.remove("max_eval_groups")  # their demonstrations are trained on
-    old, new = dict(_flat(_settings(checkpoint))), dict(_flat(dump_config(config)))
+    old, new = flat_config(_settings(checkpoint)), flat_config(dump_config(config))
     found = {
         key: f"{key} was {old.get(key, 'unknown')} and is {new.get(key, 'gone')}"
         for key in {**old, **new}

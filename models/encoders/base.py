@@ -115,6 +115,13 @@ def fixed_length_output(
     )
 
 
+def masked_mean(
+    values: Float[Tensor, "batch demos width"], mask: Bool[Tensor, "batch demos"]
+) -> Float[Tensor, "batch width"]:
+    """The mean over each sample's valid slots; zeros where there is none."""
+    return torch.where(mask[..., None], values, 0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
 class HasDtype(Protocol):
     """A config that names the dtype of activations."""
 

@@ -4,23 +4,16 @@
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from config.arch_schema import EtrmArch
 from dataset.batches import Demonstrations
-from models.encoders.base import DemoEncoder, EncoderOutput, encoder, fixed_length_output, forward_dtype
+from models.encoders.base import DemoEncoder, EncoderOutput, encoder, fixed_length_output, forward_dtype, masked_mean
 from models.encoders.grid import LpnGridEncoder
 from models.layers import Linear
 
 LOG_VARIANCE_LIMIT = 10.0
-
-
-def masked_mean(
-    values: Float[Tensor, "batch demos width"], mask: Bool[Tensor, "batch demos"]
-) -> Float[Tensor, "batch width"]:
-    """The mean over each sample's valid slots; zeros where there is none."""
-    return torch.where(mask[..., None], values, 0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 class GaussianLatent(nn.Module):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from config.arch_schema import EtrmtrmArch
 from models.act import where_halted
-from models.encoders.base import forward_dtype, packs_by_view, recurrent_encoder
+from models.encoders.base import forward_dtype, masked_mean, packs_by_view, recurrent_encoder
 from models.encoders.grid import CellEncoding
 from models.encoders.recurrent_base import BaseRecurrentEncoder, PairEncoding, TRMStyleEncoderCarry
 from models.layers import CrossAttention, Rotary, TransformerBlock, trunc_normal_, weights_cast_once
@@ -69,9 +69,7 @@ class TRMStyleEncoder(BaseRecurrentEncoder):
         tokens = z_e_H.shape[1]
         if isinstance(encoding, CellEncoding):
             return self.look_up(z_e_H.flatten(0, 1), *encoding.read_by(tokens))
-        mask = encoding.mask[..., None]
-        mean = torch.where(mask, encoding.pairs, 0).sum(1) / mask.sum(1).clamp(min=1)
-        return mean.to(self.dtype).repeat_interleave(tokens, dim=0)
+        return masked_mean(encoding.pairs, encoding.mask).to(self.dtype).repeat_interleave(tokens, dim=0)
 
     def _reason(
         self, z_H: Tensor, z_L: Tensor, demo_input: Tensor, packing: Packing, rotary: Rotary | None
