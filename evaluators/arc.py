@@ -6,7 +6,7 @@ evaluation of one checkpoint and is then thrown away, so nothing accumulates.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,6 +85,27 @@ def pass_metrics(credits: dict[str, dict[int, float]], prefix: str) -> dict[str,
     return metrics
 
 
+def credits_of_ranks(ranks: Sequence[int | None]) -> dict[int, float]:
+    """{k: pass@k of a puzzle}: the share of its test inputs whose truth is among the first k candidates.
+
+    Args:
+        ranks: of the truth among the candidates of each test input, from 0 (None: it is not among them).
+    """
+    return {k: sum(rank is not None and rank < k for rank in ranks) / len(ranks) for k in PASS_KS}
+
+
+def attempts_of(grids: Sequence[Grid], num_attempts: int = NUM_ATTEMPTS) -> dict[str, list[list[int]]]:
+    """Kaggle's format of the answer to a test input: where candidates are fewer than attempts, the last stands in the
+    remaining ones; without any, an attempt is `[[0]]`."""
+    shown = [grid.tolist() for grid in grids[:num_attempts]] or [NO_PREDICTION]
+    return {f"attempt_{i + 1}": shown[min(i, len(shown) - 1)] for i in range(num_attempts)}
+
+
+def shares_with(puzzle_id: str, hashes: Collection[str], pairs: frozenset[str], puzzles: Collection[str]) -> bool:
+    """Whether a puzzle has a pair or a rule of what was trained on: the hashes of its pairs, the ids of its puzzles."""
+    return not pairs.isdisjoint(hashes) or is_of_seen_rule(puzzle_id, puzzles)
+
+
 class ARC:
     """Votes of one evaluation. `name` in configs: `arc@ARC`.
 
@@ -159,8 +180,7 @@ class ARC:
         return [p.id for p in self.store.manifest.puzzles if p.id in evaluated and self._is_contaminated(p)]
 
     def _is_contaminated(self, puzzle: ManifestPuzzle) -> bool:
-        shares_a_pair = not self.seen_pairs.isdisjoint(puzzle.pair_hashes)
-        return self.unknown_origin or shares_a_pair or is_of_seen_rule(puzzle.id, self.seen_puzzles)
+        return self.unknown_origin or shares_with(puzzle.id, puzzle.pair_hashes, self.seen_pairs, self.seen_puzzles)
 
     def puzzle_credits(self, results: list[QueryResult]) -> dict[str, dict[int, float]]:
         """{puzzle id: {k: pass@k}}: the share of the puzzle's test inputs whose truth is among the first k candidates.
@@ -171,12 +191,7 @@ class ARC:
         for result in results:
             if result.has_truth:
                 by_puzzle.setdefault(self.store.metadata.puzzle_ids[result.puzzle], []).append(result)
-        return {
-            puzzle: {
-                k: sum(q.truth_rank is not None and q.truth_rank < k for q in queries) / len(queries) for k in PASS_KS
-            }
-            for puzzle, queries in by_puzzle.items()
-        }
+        return {puzzle: credits_of_ranks([q.truth_rank for q in queries]) for puzzle, queries in by_puzzle.items()}
 
     def metrics(self, credits: dict[str, dict[int, float]]) -> dict[str, float]:
         """`ARC/pass@k`, the count and the 95 % Wilson interval behind each, and the number of puzzles.
@@ -191,14 +206,10 @@ class ARC:
         return counts | pass_metrics(credits, "ARC/contaminated_" if seen else "ARC/")
 
     def submission(self, results: list[QueryResult], num_attempts: int = NUM_ATTEMPTS) -> Submission:
-        """Kaggle's format: attempts (there two) for each test input of each puzzle, in order.
-
-        Where candidates are fewer, the last stands in the remaining attempts; without any, an attempt is `[[0]]`.
-        """
+        """Kaggle's format: attempts (there two) for each test input of each puzzle, in order; see `attempts_of`."""
         submission: Submission = {}
         for result in results:
-            grids = [c.grid.tolist() for c in result.candidates[:num_attempts]] or [NO_PREDICTION]
-            attempts = {f"attempt_{i + 1}": grids[min(i, len(grids) - 1)] for i in range(num_attempts)}
+            attempts = attempts_of([c.grid for c in result.candidates], num_attempts)
             submission.setdefault(self.store.metadata.puzzle_ids[result.puzzle], []).append(attempts)
         return submission
 

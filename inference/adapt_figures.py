@@ -8,14 +8,13 @@ import numpy as np
 
 from dataset.arc_tasks import Task
 from dataset.splits import pair_hashes
-from dataset.trained_on import TrainedOn, is_of_seen_rule
-from evaluators.arc import NO_PREDICTION, NUM_ATTEMPTS, PASS_KS, Submission, pass_metrics
+from dataset.trained_on import TrainedOn
+from evaluators.arc import NUM_ATTEMPTS, Submission, attempts_of, credits_of_ranks, pass_metrics, shares_with
 from inference.adapt import FAILED
 from inference.adapt_answers import Votes, answer_of
 from inference.adapt_options import AdaptOptions
 from inference.adapt_record import Answered
 from inference.puzzle_results import PuzzleResults
-from inference.traces import VotedGrid
 from utils.files import write_file, write_json
 
 CURVE_FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
@@ -32,18 +31,14 @@ def credits_of(tasks: Sequence[Task], votes: Sequence[Votes]) -> Credits:
             for truth, part in labelled
         ]
         if ranks:
-            credits[task.id] = {k: sum(r is not None and r < k for r in ranks) / len(ranks) for k in PASS_KS}
+            credits[task.id] = credits_of_ranks(ranks)
     return credits
 
 
 def contaminated_puzzles(tasks: Sequence[Task], seen: TrainedOn) -> list[str]:
     """Ids of the tasks that share a pair or a rule with what the base saw; all of them where that is unknown."""
     pairs, puzzles = frozenset(seen.pair_hashes), seen.puzzle_ids
-    return [
-        task.id
-        for task in tasks
-        if seen.unknown_origin or not pairs.isdisjoint(pair_hashes(task)) or is_of_seen_rule(task.id, puzzles)
-    ]
+    return [t.id for t in tasks if seen.unknown_origin or shares_with(t.id, pair_hashes(t), pairs, puzzles)]
 
 
 def figures(
@@ -103,13 +98,8 @@ def trained_on(tasks: Sequence[Task], seen: TrainedOn) -> TrainedOn:
 
 
 def submission_of(found: Sequence[Answered], num_attempts: int = NUM_ATTEMPTS) -> Submission:
-    """Kaggle's format; see `evaluators.arc.ARC.submission`."""
-
-    def attempts(part: Sequence[VotedGrid]) -> dict[str, list[list[int]]]:
-        grids = [vote.grid.tolist() for vote in part[:num_attempts]] or [NO_PREDICTION]
-        return {f"attempt_{i + 1}": grids[min(i, len(grids) - 1)] for i in range(num_attempts)}
-
-    return {f.puzzle: [attempts(part) for part in f.answer] for f in found}
+    """Kaggle's format; see `evaluators.arc.attempts_of`."""
+    return {f.puzzle: [attempts_of([vote.grid for vote in part], num_attempts) for part in f.answer] for f in found}
 
 
 def write_figures(
