@@ -195,10 +195,7 @@ def _refuse_clashes(parser: argparse.ArgumentParser, arguments: argparse.Namespa
         parser.error("--control-queries would change nothing: --no-controls asks none")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line: prints the metrics as JSON, one to a line, and on standard error the table of controls. Under
-    torchrun the ranks divide the queries.
-    """
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="evaluate.py", description="Evaluate a checkpoint.")
     parser.add_argument("--checkpoint", required=True, help="a run folder (its newest checkpoint) or a checkpoint")
     parser.add_argument("--split", choices=("train", "test"), default="test")
@@ -217,6 +214,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add_dtype_argument(parser)
     _add_adaptation(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line: prints the metrics as JSON, one to a line, and on standard error the table of controls. Under
+    torchrun the ranks divide the queries.
+    """
+    parser = _parser()
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for name in ("max_groups", "max_augmentations", "batch_size", "control_queries", "jobs", "stack"):
