@@ -158,7 +158,7 @@ def test_a_run_may_go_on_with_another_source(mirrors: Config, shrunk_config: Con
     taken_up = ("resume=runs/etrm-arc/before", "+run_name=after", "log_predictions_every=0", "arch.halt_max_steps=1")
     with pytest.raises(ConfigError, match=r"data\.name was mirrors and is fewshot"):
         fit(shrunk_config(*taken_up), ranks)
-    keys = ("data.name", "data.num_batches", "data.translate", "eval_interval", "lr", "epochs")
+    keys = ("data.name", "data.num_batches", "data.translate", "data.versions", "eval_interval", "lr", "epochs")
     config = shrunk_config(*taken_up, "epochs=8").model_copy(update={"resume_override": keys})
     fit(config, ranks)
     assert open_checkpoint(run_folder(config)).step == 16
@@ -167,7 +167,7 @@ def test_a_run_may_go_on_with_another_source(mirrors: Config, shrunk_config: Con
 def as_written_before_sources(checkpoint: Path) -> None:
     """Take what came with sources out of a checkpoint, and set its hashes right."""
     config = yaml.safe_load((checkpoint / "config.yaml").read_text())
-    assert config.pop("data") == {"name": "fewshot", "translate": True}
+    assert config.pop("data") == {"name": "fewshot", "translate": True, "versions": 1}
     (checkpoint / "config.yaml").write_text(yaml.safe_dump(config))
     state = torch.load(checkpoint / "rank_0.pt", weights_only=True)
     assert state.pop("source") == {"fewshot": {}}
