@@ -10,7 +10,7 @@ EXAM := dataset/puzzle_lists/arc_agi_1_evaluation_10x10.txt
 REPRODUCED ?= runs/base/exam-$(notdir $(BASE))-$(SEED)
 READY := $(if $(filter $(VENV)/bin/python,$(PY)),$(VENV)/.installed)
 
-.PHONY: rearc demo reproduce-rules reproduce-base reproduce-arc test test-browser test-torture check check-gpu bench bench-check bench-cells bench-adapt bench-gpu torture setup
+.PHONY: rearc demo reproduce-rules reproduce-base reproduce-arc test test-browser test-torture check check-gpu bench bench-check bench-cells bench-targets bench-adapt bench-gpu torture setup
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -136,6 +136,10 @@ bench-check: $(VENV)/.installed $(DATA)/metadata.json
 # Training steps of the systems that keep the demonstrations' cells, against ETRM's.
 bench-cells: $(VENV)/.installed $(DATA)/metadata.json
 	$(PY) -m benchmarks.cells
+
+# A training step that asks for every pair of a task, against one that asks for the query.
+bench-targets: $(VENV)/.installed $(DATA)/metadata.json
+	$(PY) -m benchmarks.targets
 
 # An update of test-time training, against one without what makes it fast.
 bench-adapt: $(VENV)/.installed

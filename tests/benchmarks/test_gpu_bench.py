@@ -18,9 +18,7 @@ from config.schema import ConfigError, load_config
 from dataset.store import PuzzleStore
 from models.attention import attend
 from models.segments import Segments, ends_of
-
-TINY = ("arch.hidden_size=32", "arch.num_heads=1", "arch.H_cycles=1", "arch.L_cycles=1", "arch.L_layers=1")
-TINY += ("arch.halt_max_steps=1",)
+from tests.benchmarks.test_cells import TINY
 
 
 @pytest.fixture

@@ -246,6 +246,7 @@ NAMES_ITS_SOURCE = [
     *("cfg_permutations", "cfg_permutations_recurrent", "cfg_dihedral", "cfg_spatial_rules"),
     *("cfg_first_lesson", "cfg_first_spatial_lesson"),
     *("cfg_mixture", "cfg_arc_base"),
+    "cfg_rearc",
 ]
 HYBRIDS = [name for name in config_names() if "trm_hybrid" in name]
 
@@ -361,7 +362,11 @@ def test_a_shorthand_of_another_system_is_an_unknown_key(override: str) -> None:
 
 
 def test_a_config_may_name_its_source() -> None:
-    assert [load_config(name).data.name for name in NAMES_ITS_SOURCE] == [*["known_rules"] * 10, *["mixture"] * 2]
+    assert [load_config(name).data.name for name in NAMES_ITS_SOURCE] == [
+        *["known_rules"] * 10,
+        *["mixture"] * 2,
+        "rearc",
+    ]
 
 
 @pytest.mark.parametrize(
