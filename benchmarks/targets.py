@@ -1,6 +1,6 @@
 """`make bench-targets`: a training step that asks for every pair of a task, against one that asks for its query alone.
 
-Both are `in_context read` with `context_attention=pair`, and take the same batches in turn, as `benchmarks/cells.py` does;
+Both are `in_context read` with `context_attention=pair`, and take the same batches in turn, as in `benchmarks.cells`;
 the first samples of each stand for all. `--write` puts the table into docs/performance.md, between its marks.
 """
 
