@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dataset.batches import Batch
 from dataset.grids import PAD, VOCAB_SIZE
+from models.canvas import full_canvas
 from models.layers import swiglu_width
+from models.recursive_reasoning.targets import Targets
 
 # Options that change what is multiplied, and the choices that the formulas know.
 KNOWN = {
@@ -26,7 +29,6 @@ KNOWN = {
     "random_depth": (False,),
     "encoder_pooling_method": ("mean",),
     "mlp_t": (False,),
-    "targets": ("query",),
 }
 
 
@@ -139,7 +141,18 @@ def context_lengths(batch: Batch, config: Any) -> Tensor:
     return one + cells_of_pairs(batch, config).sum(1) if _is_in_context(config) else one * config.puzzle_emb_len
 
 
-def decoder(batch: Batch, active: Tensor, config: Any) -> Part:
+def sequences(batch: Batch, active: Tensor, config: Any, *, training: bool) -> tuple[Tensor, Tensor]:
+    """Of each sequence of a decoder that reads cells: how many it answers, and how many of demonstrations it reads."""
+    pairs = cells_of_pairs(batch, config)
+    if not training or getattr(config, "targets", "query") == "query":
+        return active.sum(1).double(), pairs.sum(1)
+    targets = Targets.of(batch)
+    answered = full_canvas(targets.inputs) if config.canvas == "full" else targets.canvases(batch)
+    own = F.pad(pairs, (0, 1))[targets.sample, targets.number]
+    return answered.sum(1).double(), pairs.sum(1)[targets.sample] - own
+
+
+def decoder(batch: Batch, active: Tensor, config: Any, *, training: bool) -> Part:
     """One ACT step: the passes of `L_level`, of which those of `grad_cycles` have a backward pass, and the head.
 
     Of all rows, also where the last block of a single ACT step computes the answer's alone (`models/answer_rows.py`).
@@ -148,7 +161,8 @@ def decoder(batch: Batch, active: Tensor, config: Any) -> Part:
     context = context_lengths(batch, config)
     rows = context + cells
     if reads_cells(config):
-        per_pass = config.L_layers * block(rows, config, rows + cells_of_pairs(batch, config).sum(1))
+        cells, read = sequences(batch, active, config, training=training)
+        per_pass = config.L_layers * block(1 + cells, config, 1 + cells + read)
     elif _is_in_context(config):
         parts = torch.cat([cells_of_pairs(batch, config), 1 + cells[:, None]], dim=1)
         per_pass = blocks(config.L_layers, config, rows, parts)
@@ -205,16 +219,17 @@ def joint_encoder(batch: Batch, active: Tensor, config: Any) -> Part:
     return Part(config.H_cycles * cycle, 2 * config.grad_cycles * cycle - of_rows)
 
 
-def parts(batch: Batch, active: Tensor, config: Any) -> list[Part]:
+def parts(batch: Batch, active: Tensor, config: Any, *, training: bool) -> list[Part]:
     """The decoder, and what multiplies beside it: nothing for a table of embeddings, or for cells among its rows.
 
     Args:
         active: (B, 900) the cells that are computed.
+        training: whether each pair is a target too, where the config says so.
 
     Raises:
         ValueError: a system or an option that no formula knows.
     """
-    found = [decoder(batch, active, config)]
+    found = [decoder(batch, active, config, training=training)]
     if is_joint(config):
         found.append(joint_encoder(batch, active, config))
     elif reads_cells(config):
@@ -227,9 +242,10 @@ def parts(batch: Batch, active: Tensor, config: Any) -> list[Part]:
 def training_step(batch: Batch, active: Tensor, config: Any) -> float:
     """One ACT step with backward pass, for TRM, ETRM with the encoders standard and in_context, ETRMTRM A, B and C;
     raises as `parts`."""
-    return sum(part.forward + part.backward for part in parts(batch, active, config))
+    return sum(part.forward + part.backward for part in parts(batch, active, config, training=True))
 
 
 def evaluation(batch: Batch, active: Tensor, config: Any) -> float:
     """One vote of each query: what is done once, then `max_steps` ACT steps; raises as `parts`."""
-    return sum((1 if part.is_once else config.max_steps) * part.forward for part in parts(batch, active, config))
+    found = parts(batch, active, config, training=False)
+    return sum((1 if part.is_once else config.max_steps) * part.forward for part in found)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.cells import DTYPES, steps
+from benchmarks.cells import DTYPES, steps, useful
 from benchmarks.measure import in_turn
 from benchmarks.pages import Row, show_or_write, table
 from benchmarks.systems import DATA, SIZE, System
@@ -29,7 +29,8 @@ def targets_of(batch: Batch) -> float:
 
 
 def against_query(store: PuzzleStore, rounds: int, dtype: str, size: Sequence[str] = SIZE) -> Row:
-    """The time of a step, as a multiple of that of a step which asks for the query; targets a task; time a target."""
+    """The time of a step, as a multiple of that of a step which asks for the query; targets a task; time and useful
+    operations a target."""
     systems = {
         targets: System(
             SYSTEM,
@@ -44,12 +45,19 @@ def against_query(store: PuzzleStore, rounds: int, dtype: str, size: Sequence[st
     batches = [systems[QUERY].batch_of(number) for number in range(1 + rounds)]
     timed = in_turn({n: steps(system, batches) for n, system in systems.items()}, rounds, clock=time.process_time)
     ratio, targets = timed.ratio(EVERY, QUERY), statistics.median(map(targets_of, batches[1:]))
-    return dtype, str(ratio), f"{targets:.2f}", f"{ratio.median / targets:.2f}"
+    operations = useful(systems[EVERY], batches[1:]) / useful(systems[QUERY], batches[1:])
+    return dtype, str(ratio), f"{targets:.2f}", f"{ratio.median / targets:.2f}", f"{operations / targets:.2f}"
 
 
 def report(store: PuzzleStore, rounds: int, size: Sequence[str] = SIZE) -> str:
     """The table, and what it was measured on."""
-    head = ("`targets=all_pairs`, training step", "time / the query's alone", "targets a task", "time a target")
+    head = (
+        "`targets=all_pairs`, training step",
+        "time / the query's alone",
+        "targets a task",
+        "time a target",
+        "useful FLOP a target",
+    )
     rows = [against_query(store, rounds, dtype, size) for dtype in DTYPES]
     return (
         f"Torch {torch.__version__}, {torch.get_num_threads()} thread(s), eager, on the CPU: medians of {rounds} "

@@ -39,6 +39,7 @@ SYSTEMS = [
             ("arch.context_attention=alternate", "arch.L_layers=2"),
             ("arch.context_mode=read",),
             ("arch.context_mode=read", "arch.context_attention=pair"),
+            ("arch.context_mode=read", "arch.context_attention=pair", "arch.targets=all_pairs"),
         )
     ),
     *(
@@ -178,16 +179,6 @@ def test_a_system_without_a_formula_is_refused_and_named(
 @pytest.mark.parametrize(
     ("name", "overrides", "option"),
     [
-        (
-            "etrm",
-            (
-                "arch.encoder_type=in_context",
-                "arch.context_mode=read",
-                "arch.context_attention=pair",
-                "arch.targets=all_pairs",
-            ),
-            "targets=all_pairs",
-        ),
         ("etrm", ("arch.encoder_pooling_method=weighted",), "encoder_pooling_method=weighted"),
         ("trm", ("arch.mlp_t=true", "arch.canvas=full"), "mlp_t=True"),
         ("etrmtrm", ("arch.encoder_memory=cells",), "encoder_memory=cells"),

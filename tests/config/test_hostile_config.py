@@ -225,7 +225,7 @@ def test_a_part_cannot_be_put_elsewhere(key: str) -> None:
 def test_a_group_choice_outside_the_folder_is_not_read(own_configs: Path) -> None:
     shutil.copy(own_configs / "arch" / "etrm.yaml", own_configs.parent / "outside.yaml")
     for choice in ("../../outside", str(own_configs.parent / "outside")):
-        assert "arch is one of etrm, etrmtrm, trm" in refusal(f"arch={choice}")
+        assert "arch is one of etrm, etrm_evolve, etrm_read, etrmtrm, trm" in refusal(f"arch={choice}")
 
 
 @pytest.mark.parametrize(
