@@ -94,11 +94,9 @@ reproduce-base: data/known_rules/metadata.json data/rearc/metadata.json data/arc
 	$(PY) -m checkpoints export runs/base/arc-$(SEED) --to weights --output runs/base/weights-$(SEED)
 	cp weights/arc_base/card.json runs/base/weights-$(SEED)
 
-# All families of known rules by two runs, the second from the weights of the first; each ends with its controls.
+# One model for all families of known rules; the controls end the run.
 reproduce-rules: data/known_rules/metadata.json
-	$(PY) pretrain_etrm.py --config-name cfg_known_rules seed=$(SEED) +project_name=rules +run_name=first-$(SEED)
-	$(PY) pretrain_etrm.py --config-name cfg_last_lessons seed=$(SEED) +project_name=rules +run_name=last-$(SEED) \
-		load_pretrained_decoder=runs/rules/first-$(SEED) load_pretrained_encoder=runs/rules/first-$(SEED)
+	$(PY) pretrain_etrm.py --config-name cfg_known_rules seed=$(SEED) +project_name=rules +run_name=known-$(SEED)
 
 # What a base is worth on 77 evaluation puzzles: by itself, then adapted to each. BASE=runs/base/weights-1 for another one.
 reproduce-arc: data/arc-small/metadata.json

@@ -242,7 +242,7 @@ def composed(name: str) -> dict[str, Any]:
 
 
 NAMES_ITS_SOURCE = [
-    *("cfg_known_rules", "cfg_known_rules_recurrent", "cfg_last_lessons", "cfg_arc_base_rules"),
+    *("cfg_known_rules", "cfg_known_rules_recurrent", "cfg_arc_base_rules"),
     *("cfg_permutations", "cfg_permutations_recurrent", "cfg_dihedral", "cfg_spatial_rules"),
     *("cfg_first_lesson", "cfg_first_spatial_lesson"),
     *("cfg_mixture", "cfg_arc_base"),
@@ -363,7 +363,7 @@ def test_a_shorthand_of_another_system_is_an_unknown_key(override: str) -> None:
 
 def test_a_config_may_name_its_source() -> None:
     assert [load_config(name).data.name for name in NAMES_ITS_SOURCE] == [
-        *["known_rules"] * 10,
+        *["known_rules"] * 9,
         *["mixture"] * 2,
         "rearc",
     ]
