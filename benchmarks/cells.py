@@ -52,15 +52,20 @@ def against_standard(store: PuzzleStore, rounds: int, dtype: str, size: Sequence
     }
 
 
+def of_ratios(head: Row, rows: list[Row], what: str) -> str:
+    """A table of ratios, and what it was measured on."""
+    return (
+        f"Torch {torch.__version__}, {torch.get_num_threads()} thread(s), eager, on the CPU: medians of {what}, "
+        f"with their extremes.\n\n{table(head, rows)}"
+    )
+
+
 def report(store: PuzzleStore, rounds: int, size: Sequence[str] = SIZE) -> str:
     """The table, and what it was measured on."""
     found = {dtype: against_standard(store, rounds, dtype, size) for dtype in DTYPES}
     rows = [(name, *(found[dtype][name][0] for dtype in DTYPES), found[DTYPES[0]][name][1]) for name in SYSTEMS]
     head = ("training step", *(f"time / {STANDARD}'s, {dtype}" for dtype in DTYPES), f"useful FLOP / {STANDARD}'s")
-    return (
-        f"Torch {torch.__version__}, {torch.get_num_threads()} thread(s), eager, on the CPU: medians of {rounds} "
-        f"batches, with their extremes.\n\n{table(head, rows)}"
-    )
+    return of_ratios(head, rows, f"{rounds} batches")
 
 
 def main() -> None:

@@ -8,11 +8,9 @@ import statistics
 import time
 from collections.abc import Sequence
 
-import torch
-
-from benchmarks.cells import DTYPES, steps, useful
+from benchmarks.cells import DTYPES, of_ratios, steps, useful
 from benchmarks.measure import in_turn
-from benchmarks.pages import Row, show_or_write, table
+from benchmarks.pages import Row, show_or_write
 from benchmarks.systems import DATA, SIZE, System
 from dataset.batches import Batch
 from dataset.store import PuzzleStore, load_store
@@ -59,10 +57,7 @@ def report(store: PuzzleStore, rounds: int, size: Sequence[str] = SIZE) -> str:
         "useful FLOP a target",
     )
     rows = [against_query(store, rounds, dtype, size) for dtype in DTYPES]
-    return (
-        f"Torch {torch.__version__}, {torch.get_num_threads()} thread(s), eager, on the CPU: medians of {rounds} "
-        f"batches of {SAMPLES} tasks, with their extremes.\n\n{table(head, rows)}"
-    )
+    return of_ratios(head, rows, f"{rounds} batches of {SAMPLES} tasks")
 
 
 def main() -> None:

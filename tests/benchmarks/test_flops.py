@@ -14,6 +14,7 @@ from config.schema import TrainConfig
 from dataset.fewshot_puzzle_dataset import Batch
 from dataset.store import PuzzleStore
 from models import create_model
+from models.canvas import task_canvas
 from models.losses import create_loss_head
 from tests.models.test_in_context import naive_context as naive_tokens
 from tests.models.test_in_context import naive_evidence
@@ -165,6 +166,28 @@ def test_the_models_compute_little_more_than_is_useful(
     found = counted.get_total_flops() + of_attention
     useful = flops.training_step(batch, model.active_cells(batch), config)
     assert 0.97 * useful <= found <= 1.08 * useful
+
+
+def test_every_pair_as_a_target_needs_what_tasks_of_their_own_would_but_for_the_evidence(
+    shrunk_config: Load, store: PuzzleStore, batch: Batch
+) -> None:
+    """A target is the decoder's work on a task of its own: its input, and the demonstrations without it."""
+    chosen = ("arch.encoder_type=in_context", "arch.context_mode=read", "arch.context_attention=pair")
+    one, every = (shrunk_config(*chosen, f"arch.targets={targets}").arch for targets in ("query", "all_pairs"))
+    active = create_model(every, store.metadata).train().active_cells(batch)
+    assert flops.evaluation(batch, active, every) == flops.evaluation(batch, active, one)
+    expected = flops.training_step(batch, active, one)
+    shown = batch["demo_mask"]
+    for slot in range(shown.shape[1]):
+        is_target = shown[:, slot] & (shown.sum(1) > 1)
+        left = shown.clone()
+        left[:, slot] = False
+        task = {key: value[is_target] for key, value in {**batch, "demo_mask": left}.items()}
+        task |= {"inputs": batch["demo_inputs"][is_target, slot], "labels": batch["demo_labels"][is_target, slot]}
+        cells = task_canvas(task, include_labels=False)
+        part = flops.decoder(task, cells, one, training=True)
+        expected += part.forward + part.backward
+    assert flops.training_step(batch, active, every) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("encoder", ["hybrid_standard", "lpn_standard"])
