@@ -4,7 +4,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from typing import ClassVar, Literal, TypeVar
 
@@ -88,6 +88,10 @@ class Family(ABC):
     def draw_input(self, rng: np.random.Generator, settings: TaskSettings, rule: Rule) -> Grid:
         """A grid on which the rule may show."""
 
+    def inputs(self, rng: np.random.Generator, settings: TaskSettings, rule: Rule) -> Callable[[], Grid]:
+        """What draws the inputs of one task, one after another."""
+        return partial(self.draw_input, rng, settings, rule)
+
     def is_held_out(self, rule: Rule) -> bool:
         """Whether no training task has the rule; never in families that hold out instances."""
         return False
@@ -121,7 +125,7 @@ class Family(ABC):
         """A rule and `count` inputs, the query's last; None where that did not succeed."""
         rules = self.choices(settings, split)
         rule = rules[int(rng.integers(len(rules)))]
-        inputs = []
+        draw_input, inputs = self.inputs(rng, settings, rule), []
         for index in range(count):
             asks_held_out = self.holds_out == "instances" and split == "held_out" and index == count - 1
 
@@ -130,7 +134,7 @@ class Family(ABC):
                     return False
                 return not same(self.apply(rule, grid), grid)
 
-            grid = redrawn(lambda: self.draw_input(rng, settings, rule), is_allowed)
+            grid = redrawn(draw_input, is_allowed)
             if grid is None:
                 return None
             inputs.append(grid)

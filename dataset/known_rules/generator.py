@@ -109,8 +109,7 @@ def draw_donor(rng: np.random.Generator, settings: TaskSettings, split: RuleSpli
         if of_other_sizes is not None and not of_its_sizes:
             continue
         is_other = not same(pairs[-1][1], task.pairs[-1][1])
-        fits = all(max(output.shape) <= CANVAS_SIDE for _, output in pairs)
-        if is_other and fits and shows(pairs) and rules.is_well_posed(settings, donor, pairs):
+        if is_other and shows(pairs) and rules.is_well_posed(settings, donor, pairs):
             if of_its_sizes:
                 return donor
             of_other_sizes = donor

@@ -1,6 +1,6 @@
 """Rules about what stands on a background of colour 0."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from jaxtyping import Bool
@@ -19,7 +19,8 @@ from dataset.known_rules.family import (
     random_grid,
 )
 
-MAX_COUNT = 9
+MAX_UNMARKED = 3  # colours of objects in a task besides the marked one, at most
+MAX_OBJECT_SIDE = 3
 Mask = Bool[np.ndarray, "rows cols"]
 
 
@@ -56,6 +57,19 @@ def random_box(rng: np.random.Generator, shape: tuple[int, int], least: int = 1)
         start = int(rng.integers(0, side - length + 1))
         slices.append(slice(start, start + length))
     return slices[0], slices[1]
+
+
+def objects(rng: np.random.Generator, shape: tuple[int, int], palette: Sequence[int]) -> Grid:
+    """An object of each colour on the background; they may touch, and none covers another. Each needs a cell."""
+    grid = np.zeros(shape, dtype=np.uint8)
+    corners = rng.permutation(grid.size)[: len(palette)]
+    grid.reshape(-1)[corners] = palette
+    for corner, color in zip(corners.tolist(), palette, strict=True):
+        row, column = divmod(corner, shape[1])
+        height, width = rng.integers(1, MAX_OBJECT_SIDE + 1, 2)
+        box = grid[row : row + height, column : column + width]
+        box[(box == 0) & (rng.random(box.shape) < 0.7)] = color
+    return grid
 
 
 class CoupleFamily(Family):
@@ -143,46 +157,47 @@ class Gravity(Family):
         return grid
 
 
-class Crop(Family):
-    """What is left is the smallest rectangle that holds all cells of the marked colour; a rule is that colour."""
+class MarkedColor(Family):
+    """A rule is one of the colours of the objects. All inputs of a task have the same few of them, drawn alike, so that
+    which is meant is nowhere but in the outputs."""
 
-    name = "crop"
     min_side = 2
 
     def rules(self, settings: TaskSettings) -> Sequence[Rule]:
         return [(color,) for color in range(1, settings.colors + 1)] if settings.colors > 1 else []
+
+    def rules_on(self, settings: TaskSettings, split: RuleSplit, inputs: Sequence[Grid]) -> Sequence[Rule]:
+        """The colours that every input has."""
+        common = set(colors_of(inputs[:1])).intersection(*(colors_of([grid]) for grid in inputs))
+        return [rule for rule in self.choices(settings, split) if rule[0] in common]
+
+    def inputs(self, rng: np.random.Generator, settings: TaskSettings, rule: Rule) -> Callable[[], Grid]:
+        others = [color for color in range(1, settings.colors + 1) if color != rule[0]]
+        palette = [rule[0], *rng.permutation(others)[: int(rng.integers(1, MAX_UNMARKED + 1))]]
+        return lambda: objects(rng, draw_shape(rng, settings, self.min_side), rng.permutation(palette))
+
+    def draw_input(self, rng: np.random.Generator, settings: TaskSettings, rule: Rule) -> Grid:
+        return self.inputs(rng, settings, rule)()
+
+
+class Crop(MarkedColor):
+    """What is left is the smallest rectangle that holds all cells of the marked colour."""
+
+    name = "crop"
 
     def apply(self, rule: Rule, grid: Grid) -> Grid:
         mask = grid == rule[0]
         return grid[enclosing(mask)] if mask.any() else grid
 
-    def draw_input(self, rng: np.random.Generator, settings: TaskSettings, rule: Rule) -> Grid:
-        shape = draw_shape(rng, settings, self.min_side)
-        grid = sprinkled(rng, shape, others(settings, rule[0]), 0.4)
-        box = random_box(rng, shape)
-        grid[box] = np.where(rng.random(grid[box].shape) < 0.7, np.uint8(rule[0]), grid[box])
-        grid[box[0].start, box[1].start] = grid[box[0].stop - 1, box[1].stop - 1] = rule[0]
-        return grid
 
-
-class Count(Family):
-    """The answer is one row, as long as the marked colour has cells, in that colour; a rule is the colour."""
+class Count(MarkedColor):
+    """The answer is one row, as long as the marked colour has cells, in that colour."""
 
     name = "count"
-    min_side = 2
-
-    def rules(self, settings: TaskSettings) -> Sequence[Rule]:
-        return [(color,) for color in range(1, settings.colors + 1)] if settings.colors > 1 else []
 
     def apply(self, rule: Rule, grid: Grid) -> Grid:
         count = int((grid == rule[0]).sum())
         return np.full((1, count), rule[0], dtype=np.uint8) if count else np.zeros((1, 1), dtype=np.uint8)
-
-    def draw_input(self, rng: np.random.Generator, settings: TaskSettings, rule: Rule) -> Grid:
-        grid = sprinkled(rng, draw_shape(rng, settings, self.min_side), others(settings, rule[0]), 0.4)
-        count = int(rng.integers(1, min(MAX_COUNT, grid.size) + 1))
-        grid.reshape(-1)[rng.permutation(grid.size)[:count]] = rule[0]
-        return grid
 
 
 class Lines(Family):
@@ -210,8 +225,3 @@ class Lines(Family):
         grid = np.zeros(shape, dtype=np.uint8)
         grid[rows, columns] = rng.integers(1, settings.colors + 1, count)
         return grid
-
-
-def others(settings: TaskSettings, color: int) -> list[int]:
-    """All colours but one."""
-    return [other for other in range(1, settings.colors + 1) if other != color]

@@ -16,6 +16,7 @@ from tests.dataset.rule_oracles import ORACLES, turn
 
 NAMES = tuple(FAMILIES)
 BY_RULE = tuple(name for name in NAMES if FAMILIES[name].holds_out == "rules")
+MARKED = ("crop", "count")
 SPLITS: tuple[RuleSplit, ...] = ("train", "held_out")
 ALL = TaskSettings(NAMES)
 FEW_COLORS = TaskSettings(NAMES, sides=(2, 4), colors=5)
@@ -74,17 +75,11 @@ def test_a_donor_has_the_sizes_of_the_task_where_one_has(name: str) -> None:
     assert of_same_sizes >= {"count": 0, "crop": 0}.get(name, 9)
 
 
-def test_a_donors_outputs_fit_the_canvas() -> None:
-    """Of two colours on large grids a donor's has more cells than a row can count."""
-    options, too_long = TaskSettings(("count",), sides=(7, 12), colors=2), 0
-    for number in range(12):
-        task = draw_task(generator_of(0, FIXED_SET, number, "held_out"), options, "held_out")
-        donor = draw_donor(generator_of(0, DONORS, number, "held_out"), options, "held_out", task)
-        other = 3 - task.rule[0]
-        longest = max(int((grid == other).sum()) for grid, _ in task.pairs)
-        too_long += longest > 30
-        assert donor is None or (donor == (other,) and longest <= 30)
-    assert too_long
+@pytest.mark.parametrize("name", ["tile", "scale", "count"])
+def test_a_donors_outputs_fit_the_canvas(name: str) -> None:
+    found = tasks_with_donors(TaskSettings((name,), sides=(8, 15)), "held_out", 12)
+    assert len(found) >= 10
+    assert all(max(output.shape) <= 30 for _, donated in found for _, output in donated.pairs)
 
 
 def changes_all(name: str, rule: tuple[int, ...], grids: list[list[list[int]]]) -> bool:
@@ -100,6 +95,7 @@ def test_chance_is_the_share_of_rules_that_give_the_answer(name: str) -> None:
         colors = {int(color) for grid in grids for color in grid.ravel()}
         possible = [rule for rule in rules.rules(FEW_COLORS) if rules.is_held_out(rule) or name not in BY_RULE]
         possible = [rule for rule in possible if name not in objects or rule[0] in colors]
+        possible = [rule for rule in possible if name not in MARKED or all((grid == rule[0]).any() for grid in grids)]
         possible = [rule for rule in possible if changes_all(name, rule, [grid.tolist() for grid in grids])]
         (query,) = task.test
         assert query.output is not None
@@ -138,3 +134,20 @@ def test_a_manifest_says_nothing_of_rules_that_are_not_known() -> None:
     assert "rule" not in puzzle.model_dump_json()
     known = puzzle.model_copy(update={"rule": PuzzleRule(family="shift", rule=(1, 0), donor=None, chance=0.5)})
     assert ManifestPuzzle.model_validate_json(known.model_dump_json()) == known
+
+
+@pytest.mark.parametrize("sides", [(2, 3), (3, 6)])
+@pytest.mark.parametrize("name", MARKED)
+def test_which_colour_is_marked_is_nowhere_but_in_the_outputs(name: str, sides: tuple[int, int]) -> None:
+    """All inputs of a task have the same colours; the marked one is each of them as often, with as many cells."""
+    ranks, shares, options = [], [], TaskSettings((name,), sides=sides)
+    for number in range(200):
+        task = draw_task(generator_of(0, number, 0), options)
+        palettes = [sorted(set(grid.ravel().tolist()) - {0}) for grid, _ in task.pairs]
+        assert all(palette == palettes[0] for palette in palettes)
+        assert 2 <= len(palettes[0]) <= 4
+        ranks.append(palettes[0].index(task.rule[0]) / (len(palettes[0]) - 1))
+        cells = np.concatenate([grid.ravel() for grid, _ in task.pairs])
+        shares.append((cells == task.rule[0]).sum() / (cells > 0).sum() * len(palettes[0]))
+    assert np.mean(ranks) == pytest.approx(0.5, abs=0.1)
+    assert np.mean(shares) == pytest.approx(1, abs=0.1)
