@@ -8,6 +8,7 @@ SEED ?= 0
 BASE ?= weights/arc_base
 EXAM := dataset/puzzle_lists/arc_agi_1_evaluation_10x10.txt
 REPRODUCED ?= runs/base/exam-$(notdir $(BASE))-$(SEED)
+KNOWN_RULES := Makefile dataset/build_known_rules.py $(wildcard dataset/known_rules/*.py)  # what decides their tasks
 READY := $(if $(filter $(VENV)/bin/python,$(PY)),$(VENV)/.installed)
 
 .PHONY: rearc demo reproduce-rules reproduce-base reproduce-arc test test-browser test-torture check check-gpu bench bench-check bench-cells bench-targets bench-adapt bench-gpu torture setup
@@ -35,27 +36,27 @@ data/arc1-small/metadata.json: $(VENV)/.installed
 	$(PY) -m dataset.build_arc_dataset --output-dir data/arc1-small --subsets training evaluation \
 		--test-set-name evaluation --num-aug 0 --max-side 10 --seed 42
 
-data/known_rules/metadata.json: $(VENV)/.installed
+data/known_rules/metadata.json: $(VENV)/.installed $(KNOWN_RULES)
 	$(PY) -m dataset.build_known_rules --output-dir data/known_rules --sides 3 6 --colors 9 \
 		--train 300 --held-out 600 --seed 0
 
-data/permutations/metadata.json: $(VENV)/.installed
+data/permutations/metadata.json: $(VENV)/.installed $(KNOWN_RULES)
 	$(PY) -m dataset.build_known_rules --output-dir data/permutations --families permutation --sides 3 6 \
 		--train 20 --held-out 256 --seed 0
 
-data/dihedral/metadata.json: $(VENV)/.installed
+data/dihedral/metadata.json: $(VENV)/.installed $(KNOWN_RULES)
 	$(PY) -m dataset.build_known_rules --output-dir data/dihedral --families dihedral --sides 3 6 \
 		--train 20 --held-out 256 --seed 0
 
-data/spatial_rules/metadata.json: $(VENV)/.installed
+data/spatial_rules/metadata.json: $(VENV)/.installed $(KNOWN_RULES)
 	$(PY) -m dataset.build_known_rules --output-dir data/spatial_rules --families scale tile mirror fill outline --sides 3 6 \
 		--train 20 --held-out 256 --seed 0
 
-data/first_lesson/metadata.json: $(VENV)/.installed
+data/first_lesson/metadata.json: $(VENV)/.installed $(KNOWN_RULES)
 	$(PY) -m dataset.build_known_rules --output-dir data/first_lesson --families permutation --sides 3 3 --colors 5 \
 		--train 4 --held-out 256 --seed 0
 
-data/first_spatial_lesson/metadata.json: $(VENV)/.installed
+data/first_spatial_lesson/metadata.json: $(VENV)/.installed $(KNOWN_RULES)
 	$(PY) -m dataset.build_known_rules --output-dir data/first_spatial_lesson --families dihedral --sides 2 3 \
 		--demos 2 3 --distinct --train 4 --held-out 256 --seed 0
 

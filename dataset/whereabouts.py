@@ -35,8 +35,8 @@ OTHER_BUILDERS = {
         "--train 4 --held-out 256 --seed 0"
     ),
     "first_spatial_lesson": (
-        "build_known_rules --output-dir {} --families scale tile mirror --sides 2 3 --demos 2 3 --distinct "
-        "--train 4 --held-out 255 --seed 0"
+        "build_known_rules --output-dir {} --families dihedral --sides 2 3 --demos 2 3 --distinct "
+        "--train 4 --held-out 256 --seed 0"
     ),
 }
 
