@@ -100,6 +100,7 @@ class KnownRulesData(DataConfig):
     at_once: Positive
     patience: Positive
     earlier_share: Probability
+    review_after: Positive | None = None
     review: Review = "even"
     measure_steps: Positive
     measure_samples: Positive = 64
@@ -149,8 +150,18 @@ class KnownRulesData(DataConfig):
             "min_demos": "data.demos says how many demonstrations are shown",
         }
         if not self.curriculum:
-            keys = ("at_once", "patience", "earlier_share", "review", "measure_steps", "measure_samples")
+            keys = (
+                "at_once",
+                "patience",
+                "earlier_share",
+                "review_after",
+                "review",
+                "measure_steps",
+                "measure_samples",
+            )
             unused |= {f"data.{key}": "data.curriculum is empty: all families from the start" for key in keys}
+        elif self.review_after is not None and self.review_after >= self.num_batches:
+            unused["data.review_after"] = f"the run ends with data.num_batches={self.num_batches}"
         return unused
 
 

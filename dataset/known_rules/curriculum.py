@@ -6,7 +6,7 @@ and lets the next one begin beside it. What is read stays in the mix.
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,7 @@ class Curriculum:
         earlier_share: probability that a sample is of a lesson that is read.
         review: which of these: "even", each as likely; "forgotten", in proportion to 1 - exact match as measured last.
         patience: in batches.
+        review_after: batches after which lessons that are read are asked for alone, and no other begins (None: never).
         measure_samples: of a lesson, before its exact match is believed.
     """
 
@@ -64,6 +65,7 @@ class Curriculum:
         earlier_share: float = 0.3,
         review: Review = "even",
         patience: int = 1000,
+        review_after: int | None = None,
         measure_steps: int = 100,
         measure_samples: int = 64,
     ):
@@ -72,6 +74,7 @@ class Curriculum:
         self.first_of = np.cumsum([0, *(len(ladder) for ladder in self.ladders)])[:-1].tolist()
         self.ranks, self.at_once, self.earlier_share, self.review = ranks, at_once, earlier_share, review
         self.patience, self.measure_steps, self.measure_samples = patience, measure_steps, measure_samples
+        self.review_after = review_after
         none = (0,) * len(self.ladders)
         self.places = [Place(0, none, none, min(at_once, len(self.ladders)))]
         self.steps = 0
@@ -86,6 +89,8 @@ class Curriculum:
         """The number of the lesson that a sample of a batch is of."""
         place = self.place_at(batch)
         learning, known = self._choices(place)
+        if known and self._only_reviews(batch):
+            learning = []
         from_known = known and (not learning or rng.random() < self.earlier_share)
         choices = known if from_known else learning
         if from_known and place.weights:
@@ -102,6 +107,9 @@ class Curriculum:
             if read:
                 known.append(self.first_of[number] + read - 1)
         return learning, known
+
+    def _only_reviews(self, batch: int) -> bool:
+        return self.review_after is not None and batch >= self.review_after
 
     @staticmethod
     def _opened(place: Place) -> Iterator[tuple[int, int]]:
@@ -137,6 +145,8 @@ class Curriculum:
     def _next_place(self, batch: int, measured: set[int]) -> Place:
         """Where the curriculum stands after a block."""
         place = self.places[-1]
+        if self._only_reviews(batch):
+            return replace(place, batch=batch, weights=self._weights())
         read, since = list(place.read), list(place.since)
         for number in self._choices(place)[0]:
             if number in measured and self.exact_match[number] >= self.lessons[number].threshold:

@@ -431,6 +431,20 @@ def test_lessons_that_are_read_have_their_share(share: float) -> None:
     assert abs(sum(drawn) / len(drawn) - share) < 0.04
 
 
+def test_behind_the_last_lesson_what_is_read_is_asked_for_alone() -> None:
+    """And nothing that is measured then lets another lesson begin, also after a resume."""
+    ladders = [(lesson(name),) for name in ("swap", "tile", "scale")]
+    data = source(*ladders, review_after=20)
+    assert families_in(data, range(20, 30)) == {"swap"}, "nothing is read yet"
+    observed(data, range(1, 3), exact=1.0, lessons=[0])
+    assert families_in(data, range(3, 20)) == {"swap", "tile"}
+    assert families_in(data, range(20, 40)) == {"swap"}
+    observed(data, range(20, 30), exact=1.0, lessons=[0, 1, 2])
+    again = source(*ladders, review_after=20)
+    again.load_state_dict(data.state_dict())
+    assert families_in(again, range(30, 60)) == families_in(data, range(30, 60)) == {"swap"}
+
+
 def test_what_is_forgotten_is_asked_for_by_the_share_that_was_wrong() -> None:
     data = source((lesson("swap"),), (lesson("tile"),), (lesson("scale"),), review="forgotten", batch=100)
     for number in range(3):
