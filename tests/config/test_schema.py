@@ -361,6 +361,14 @@ def test_a_shorthand_of_another_system_is_an_unknown_key(override: str) -> None:
     assert f"unknown key '{override.lstrip('+').split('=')[0]}'" in refusal(override)
 
 
+@pytest.mark.parametrize(
+    ("name", "folder"), [("cfg_rearc", "rearc"), ("cfg_known_rules", "known_rules"), ("cfg_dihedral", "dihedral")]
+)
+def test_what_is_trained_on_is_what_is_asked(name: str, folder: str) -> None:
+    """A source that makes its tasks is evaluated on held-out ones of its own kind, not on the puzzles of the demo."""
+    assert [path.name for path in map(Path, load_config(name).data_paths)] == [folder]
+
+
 def test_a_config_may_name_its_source() -> None:
     assert [load_config(name).data.name for name in NAMES_ITS_SOURCE] == [
         *["known_rules"] * 9,
