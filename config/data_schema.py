@@ -100,7 +100,7 @@ class KnownRulesData(DataConfig):
     at_once: Positive
     patience: Positive
     earlier_share: Probability
-    review_after: Positive | None = None
+    settle_after: Positive | None = None
     review: Review = "even"
     measure_steps: Positive
     measure_samples: Positive = 64
@@ -154,14 +154,14 @@ class KnownRulesData(DataConfig):
                 "at_once",
                 "patience",
                 "earlier_share",
-                "review_after",
+                "settle_after",
                 "review",
                 "measure_steps",
                 "measure_samples",
             )
             unused |= {f"data.{key}": "data.curriculum is empty: all families from the start" for key in keys}
-        elif self.review_after is not None and self.review_after >= self.num_batches:
-            unused["data.review_after"] = f"the run ends with data.num_batches={self.num_batches}"
+        elif self.settle_after is not None and self.settle_after >= self.num_batches:
+            unused["data.settle_after"] = f"the run ends with data.num_batches={self.num_batches}"
         return unused
 
 

@@ -82,7 +82,7 @@ def known_rules(config: TrainConfig, store: PuzzleStore, ranks: Ranks) -> KnownR
             earlier_share=data.earlier_share,
             review=data.review,
             patience=data.patience,
-            review_after=data.review_after,
+            settle_after=data.settle_after,
             measure_steps=data.measure_steps,
             measure_samples=data.measure_samples,
         ),

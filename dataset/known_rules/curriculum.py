@@ -52,7 +52,7 @@ class Curriculum:
         earlier_share: probability that a sample is of a lesson that is read.
         review: which of these: "even", each as likely; "forgotten", in proportion to 1 - exact match as measured last.
         patience: in batches.
-        review_after: batches after which lessons that are read are asked for alone, and no other begins (None: never).
+        settle_after: batches after which no lesson begins and families of which none is read are left out (None: never).
         measure_samples: of a lesson, before its exact match is believed.
     """
 
@@ -65,7 +65,7 @@ class Curriculum:
         earlier_share: float = 0.3,
         review: Review = "even",
         patience: int = 1000,
-        review_after: int | None = None,
+        settle_after: int | None = None,
         measure_steps: int = 100,
         measure_samples: int = 64,
     ):
@@ -74,7 +74,7 @@ class Curriculum:
         self.first_of = np.cumsum([0, *(len(ladder) for ladder in self.ladders)])[:-1].tolist()
         self.ranks, self.at_once, self.earlier_share, self.review = ranks, at_once, earlier_share, review
         self.patience, self.measure_steps, self.measure_samples = patience, measure_steps, measure_samples
-        self.review_after = review_after
+        self.settle_after = settle_after
         none = (0,) * len(self.ladders)
         self.places = [Place(0, none, none, min(at_once, len(self.ladders)))]
         self.steps = 0
@@ -89,8 +89,8 @@ class Curriculum:
         """The number of the lesson that a sample of a batch is of."""
         place = self.place_at(batch)
         learning, known = self._choices(place)
-        if known and self._only_reviews(batch):
-            learning = []
+        if known and self._is_settled(batch):
+            learning = [number for number in learning if number not in self.first_of]
         from_known = known and (not learning or rng.random() < self.earlier_share)
         choices = known if from_known else learning
         if from_known and place.weights:
@@ -108,8 +108,8 @@ class Curriculum:
                 known.append(self.first_of[number] + read - 1)
         return learning, known
 
-    def _only_reviews(self, batch: int) -> bool:
-        return self.review_after is not None and batch >= self.review_after
+    def _is_settled(self, batch: int) -> bool:
+        return self.settle_after is not None and batch >= self.settle_after
 
     @staticmethod
     def _opened(place: Place) -> Iterator[tuple[int, int]]:
@@ -145,7 +145,7 @@ class Curriculum:
     def _next_place(self, batch: int, measured: set[int]) -> Place:
         """Where the curriculum stands after a block."""
         place = self.places[-1]
-        if self._only_reviews(batch):
+        if self._is_settled(batch):
             return replace(place, batch=batch, weights=self._weights())
         read, since = list(place.read), list(place.since)
         for number in self._choices(place)[0]:

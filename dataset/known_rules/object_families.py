@@ -174,7 +174,7 @@ class MarkedColor(Family):
     def inputs(self, rng: np.random.Generator, settings: TaskSettings, rule: Rule) -> Callable[[], Grid]:
         others = [color for color in range(1, settings.colors + 1) if color != rule[0]]
         palette = [rule[0], *rng.permutation(others)[: int(rng.integers(1, MAX_UNMARKED + 1))]]
-        return lambda: objects(rng, draw_shape(rng, settings, self.min_side), rng.permutation(palette))
+        return lambda: objects(rng, draw_shape(rng, settings, self.min_side), rng.permutation(palette).tolist())
 
     def draw_input(self, rng: np.random.Generator, settings: TaskSettings, rule: Rule) -> Grid:
         return self.inputs(rng, settings, rule)()

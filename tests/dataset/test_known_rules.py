@@ -431,18 +431,18 @@ def test_lessons_that_are_read_have_their_share(share: float) -> None:
     assert abs(sum(drawn) / len(drawn) - share) < 0.04
 
 
-def test_behind_the_last_lesson_what_is_read_is_asked_for_alone() -> None:
-    """And nothing that is measured then lets another lesson begin, also after a resume."""
-    ladders = [(lesson(name),) for name in ("swap", "tile", "scale")]
-    data = source(*ladders, review_after=20)
-    assert families_in(data, range(20, 30)) == {"swap"}, "nothing is read yet"
+def test_a_settled_curriculum_begins_no_lesson_and_leaves_out_families_of_which_none_is_read() -> None:
+    """Whatever is measured then, also after a resume."""
+    ladders = [SWAP, (lesson("tile", SMALL), lesson("tile")), (lesson("scale"),)]
+    data = source(*ladders, at_once=2, settle_after=20)
+    assert families_in(data, range(20, 30)) == {"swap", "tile"}, "nothing is read yet"
     observed(data, range(1, 3), exact=1.0, lessons=[0])
-    assert families_in(data, range(3, 20)) == {"swap", "tile"}
-    assert families_in(data, range(20, 40)) == {"swap"}
+    assert lessons_in(data, range(3, 20)) == {0, 1, 2}
+    assert lessons_in(data, range(20, 40)) == {0, 1}
     observed(data, range(20, 30), exact=1.0, lessons=[0, 1, 2])
-    again = source(*ladders, review_after=20)
+    again = source(*ladders, at_once=2, settle_after=20)
     again.load_state_dict(data.state_dict())
-    assert families_in(again, range(30, 60)) == families_in(data, range(30, 60)) == {"swap"}
+    assert lessons_in(again, range(30, 60)) == lessons_in(data, range(30, 60)) == {0, 1}
 
 
 def test_what_is_forgotten_is_asked_for_by_the_share_that_was_wrong() -> None:

@@ -189,7 +189,7 @@ CASES = {
     "data.patience": replace(FOLLOWED, values=("1", "100"), given=CURRICULUM[:-1]),
     "data.earlier_share": replace(FOLLOWED, values=("0", "1")),
     "data.review": replace(FOLLOWED, values=("even", "forgotten"), given=(*CURRICULUM, "data.earlier_share=1")),
-    "data.review_after": replace(FOLLOWED, values=("null", "2")),
+    "data.settle_after": replace(FOLLOWED, values=("null", "2")),
     "data.measure_steps": replace(FOLLOWED, values=("2", "100")),
     "data.measure_samples": replace(FOLLOWED, values=("1", "64")),
     "data_paths": Case(("[{data}]", "[{other_data}]"), "losses"),
