@@ -52,7 +52,7 @@ class Curriculum:
         earlier_share: probability that a sample is of a lesson that is read.
         review: which of these: "even", each as likely; "forgotten", in proportion to 1 - exact match as measured last.
         patience: in batches.
-        settle_after: batches after which no lesson begins and families of which none is read are left out (None: never).
+        settle_after: batches after which no lesson begins and families of which none is read are left out.
         measure_samples: of a lesson, before its exact match is believed.
     """
 
