@@ -8,7 +8,9 @@ SEED ?= 0
 BASE ?= weights/arc_base
 EXAM := dataset/puzzle_lists/arc_agi_1_evaluation_10x10.txt
 REPRODUCED ?= runs/base/exam-$(notdir $(BASE))-$(SEED)
-KNOWN_RULES := Makefile dataset/build_known_rules.py $(wildcard dataset/known_rules/*.py)  # what decides their tasks
+# What decides the tasks of known rules.
+KNOWN_RULES := dataset/build_known_rules.py dataset/augment.py dataset/grids.py dataset/splits.py \
+	$(wildcard dataset/known_rules/*family.py dataset/known_rules/*families.py) dataset/known_rules/generator.py
 READY := $(if $(filter $(VENV)/bin/python,$(PY)),$(VENV)/.installed)
 
 .PHONY: rearc demo reproduce-rules reproduce-base reproduce-arc test test-browser test-torture check check-gpu bench bench-check bench-cells bench-targets bench-adapt bench-gpu torture setup

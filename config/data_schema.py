@@ -233,6 +233,12 @@ class MixtureData(DataConfig):
     @model_validator(mode="after")
     def _has_shares(self) -> "MixtureData":
         for number, part in enumerate(self.sources):
+            settles = part.source.settle_after if isinstance(part.source, KnownRulesData) else None
+            if settles and settles >= self.num_batches:
+                raise ValueError(
+                    f"data.sources.{number}.source.settle_after={settles}: the run ends with "
+                    f"data.num_batches={self.num_batches}"
+                )
             if not any(part.share):
                 raise ValueError(f"data.sources.{number}.share: a source without any sample is left out")
             if isinstance(part.source, FewshotData) and part.source.versions > 1 and part.share[0] != part.share[-1]:

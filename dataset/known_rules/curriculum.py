@@ -52,7 +52,8 @@ class Curriculum:
         earlier_share: probability that a sample is of a lesson that is read.
         review: which of these: "even", each as likely; "forgotten", in proportion to 1 - exact match as measured last.
         patience: in batches.
-        settle_after: batches after which no lesson begins and families of which none is read are left out.
+        settle_after: batches after which no lesson begins, those that have begun are asked for like those that are
+            read, and families of which none is read are left out.
         measure_samples: of a lesson, before its exact match is believed.
     """
 
@@ -89,8 +90,8 @@ class Curriculum:
         """The number of the lesson that a sample of a batch is of."""
         place = self.place_at(batch)
         learning, known = self._choices(place)
-        if known and self._is_settled(batch):
-            learning = [number for number in learning if number not in self.first_of]
+        if self._is_settled(batch, place):
+            known, learning = [*known, *(number for number in learning if number not in self.first_of)], []
         from_known = known and (not learning or rng.random() < self.earlier_share)
         choices = known if from_known else learning
         if from_known and place.weights:
@@ -108,8 +109,9 @@ class Curriculum:
                 known.append(self.first_of[number] + read - 1)
         return learning, known
 
-    def _is_settled(self, batch: int) -> bool:
-        return self.settle_after is not None and batch >= self.settle_after
+    def _is_settled(self, batch: int, place: Place) -> bool:
+        """Whether no lesson begins any more; not before one is read."""
+        return self.settle_after is not None and batch >= self.settle_after and any(place.read)
 
     @staticmethod
     def _opened(place: Place) -> Iterator[tuple[int, int]]:
@@ -145,7 +147,7 @@ class Curriculum:
     def _next_place(self, batch: int, measured: set[int]) -> Place:
         """Where the curriculum stands after a block."""
         place = self.places[-1]
-        if self._is_settled(batch):
+        if self._is_settled(batch, place):
             return replace(place, batch=batch, weights=self._weights())
         read, since = list(place.read), list(place.since)
         for number in self._choices(place)[0]:

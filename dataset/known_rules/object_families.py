@@ -159,7 +159,7 @@ class Gravity(Family):
 
 class MarkedColor(Family):
     """A rule is one of the colours of the objects. All inputs of a task have the same few of them, drawn alike, so that
-    which is meant is nowhere but in the outputs."""
+    which is meant is nowhere but in the outputs (and never one whose rectangle is all of an input of crop)."""
 
     min_side = 2
 

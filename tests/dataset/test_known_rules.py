@@ -435,7 +435,7 @@ def test_a_settled_curriculum_begins_no_lesson_and_leaves_out_families_of_which_
     """Whatever is measured then, also after a resume."""
     ladders = [SWAP, (lesson("tile", SMALL), lesson("tile")), (lesson("scale"),)]
     data = source(*ladders, at_once=2, settle_after=20)
-    assert families_in(data, range(20, 30)) == {"swap", "tile"}, "nothing is read yet"
+    assert lessons_in(data, range(20, 30)) == {0, 2}, "nothing is read yet"
     observed(data, range(1, 3), exact=1.0, lessons=[0])
     assert lessons_in(data, range(3, 20)) == {0, 1, 2}
     assert lessons_in(data, range(20, 40)) == {0, 1}
@@ -443,6 +443,24 @@ def test_a_settled_curriculum_begins_no_lesson_and_leaves_out_families_of_which_
     again = source(*ladders, at_once=2, settle_after=20)
     again.load_state_dict(data.state_dict())
     assert lessons_in(again, range(30, 60)) == lessons_in(data, range(30, 60)) == {0, 1}
+
+
+def test_a_block_that_ends_where_the_curriculum_settles_lets_no_lesson_begin() -> None:
+    data = source(*LADDERS, settle_after=4)
+    observed(data, range(1, 3), exact=1.0, lessons=[0])
+    observed(data, range(4, 6), exact=1.0, lessons=[1])
+    assert lessons_in(data, range(6, 20)) == {0, 1}
+
+
+def test_a_settled_curriculum_asks_for_what_is_forgotten() -> None:
+    """Lessons that have begun among those that are read, each by the share that was wrong when measured last."""
+    ladders = [(lesson("swap"),), (lesson("tile", SMALL), lesson("tile"))]
+    data = source(*ladders, at_once=2, review="forgotten", settle_after=4, batch=100)
+    observed(data, range(1, 3), exact=1.0, lessons=[0, 1])
+    for step, (exact, number) in zip((5, 7, 9), ((0.5, 0), (0.75, 1), (0.0, 2)), strict=True):
+        observed(data, (step, step + 1), exact=exact, lessons=[number])
+    drawn = np.bincount([number for batch in range(12, 42) for number in data[batch]["puzzle_groups"].tolist()])
+    assert drawn / drawn.sum() == pytest.approx(np.array([0.5, 0.25, 1]) / 1.75, abs=0.03)
 
 
 def test_what_is_forgotten_is_asked_for_by_the_share_that_was_wrong() -> None:

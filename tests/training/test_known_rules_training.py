@@ -122,6 +122,7 @@ def test_a_level_takes_from_the_section_what_it_leaves_out(rules_config: Config)
         ("epochs=3", "epochs is overridden, but would change nothing: data.num_batches"),
         ("query_sampling=test", "query_sampling is overridden, but would change nothing"),
         ("data.measure_steps=5", "data.measure_steps is overridden, but would change nothing"),
+        ("data.settle_after=5", "data.settle_after is overridden, but would change nothing"),
         ("data.num_batch=5", "unknown key 'data.num_batch'; the nearest key is 'data.num_batches'"),
     ],
 )
@@ -129,6 +130,12 @@ def test_a_wrong_option_is_refused_by_its_key(override: str, message: str) -> No
     with pytest.raises(ConfigError) as caught:
         load_config("cfg_pretrain_etrm_arc_agi_1", ["data=known_rules", override])
     assert message in str(caught.value)
+
+
+def test_a_curriculum_settles_before_the_run_ends() -> None:
+    assert load_config("cfg_known_rules", ["data.settle_after=9999"]).data.settle_after == 9999
+    with pytest.raises(ConfigError, match=r"settle_after .*the run ends with data\.num_batches=10000"):
+        load_config("cfg_known_rules", ["data.settle_after=10000"])
 
 
 def test_an_option_of_another_source_is_refused(shrunk_config: Config) -> None:

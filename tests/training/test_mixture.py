@@ -177,6 +177,10 @@ def test_a_source_takes_from_its_file_what_is_not_said() -> None:
     [
         ("{share:32,source:{name:rearc,num_batches:5}}", r"data\.sources\.0\.source\.num_batches would change nothing"),
         ("{share:32,source:puzzle_id}", r"data\.sources\.0\.source\.name=puzzle_id is not one of"),
+        (
+            "{share:32,source:{name:known_rules,curriculum:[{families:[swap],levels:[{}]}],settle_after:9999999}}",
+            r"data\.sources\.0\.source\.settle_after=9999999: the run ends",
+        ),
         ("{share:32,source:{name:rearc,demo:3}}", r"data\.sources\.0\.source\.rearc\.demo"),
         ("{share:0,source:rearc}", r"data\.sources\.0\.share: a source without any sample"),
         ("{share:32,source:{name:rearc,demos:[3,2]}}", r"the smaller number first"),
